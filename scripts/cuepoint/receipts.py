@@ -1,0 +1,61 @@
+"""Receipts: how a video's download ended. A receipt is the edge of the workflow's graph, so every video gets one."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cuepoint.atomic import write_text
+from cuepoint.errors import DataError
+from cuepoint.states import Status
+
+
+class Receipt(BaseModel):
+    """The JSON beside the audio. `audio_hash` (of the packets) ties the two together; `sha256` is of the file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: int = 1
+    video_id: str
+    url: str
+    status: Status
+    error: str | None = None
+    title: str | None = None
+    channel: str | None = None
+    channel_id: str | None = None
+    upload_date: str | None = None  # YYYYMMDD, as yt-dlp gives it
+    duration: float | None = None  # seconds, decoded
+    advertised_duration: float | None = None  # seconds, as the site says
+    retry_after: float | None = None  # Unix time before which a `not_yet` video is not tried again
+    format_id: str | None = None
+    codec: str | None = None
+    language: str | None = None  # of the chosen track, as the site says
+    bit_rate: float | None = None  # kbit/s
+    bytes: int | None = None
+    sha256: str | None = None
+    audio_hash: str | None = None
+    attempts: int = 0  # of this job, those not charged (throttled) left out
+    attempt: int = 0  # which run's attempt this was: see `failures`
+    yt_dlp: str | None = None
+    seconds: float | None = None  # wall time of the download
+    waited: float | None = None  # seconds of it spent waiting for the limiter or a cool-down
+
+    def write(self, path: Path) -> None:
+        """Write the receipt atomically."""
+        write_text(path, self.model_dump_json(indent=1) + "\n")
+
+
+def read_receipt(path: Path) -> Receipt:
+    """Read a receipt. Raises DataError with the file, the field and the mend when it is not one."""
+    try:
+        value: Any = json.loads(path.read_text(encoding="utf-8"))
+        return Receipt.model_validate(value)
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing: run snakemake again") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the whole"
+        raise DataError(f"{path} is no valid receipt ({where}: {first['msg']}): delete it and run snakemake again") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as a receipt ({error}): delete it and run snakemake again") from error

@@ -1,0 +1,30 @@
+"""What all sections of the settings share."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """A section of config.yaml: unknown keys are errors, values are fixed once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+    def result_settings(self) -> dict[str, Any]:
+        """The settings that change results, JSON-able: what rules put into `params` and caches into fingerprints.
+
+        Workers, batch sizes and politeness are left out: changing them must never compute a thing twice.
+        """
+        dumped = self.model_dump(mode="json")
+        return {name: dumped[name] for name, field in type(self).model_fields.items() if changes_results(field)}
+
+
+def result(default: Any = ..., **constraints: Any) -> Any:
+    """A field whose value changes what is computed (and so triggers a rerun of its stage when it is changed)."""
+    return Field(default, json_schema_extra={"changes_results": True}, **constraints)
+
+
+def changes_results(field: Any) -> bool:
+    """Whether a model field was declared with `result`."""
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and bool(extra.get("changes_results"))
