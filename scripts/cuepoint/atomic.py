@@ -54,7 +54,7 @@ def _fsync(path: Path) -> None:
 
 def _umask() -> int:
     """The process's umask, read from /proc where there is one: setting it to read it would race with other threads."""
-    with suppress(OSError, ValueError), open("/proc/self/status") as status:
+    with suppress(OSError, ValueError), Path("/proc/self/status").open() as status:
         for line in status:
             if line.startswith("Umask:"):
                 return int(line.split()[1], 8)

@@ -56,6 +56,6 @@ def read_receipt(path: Path) -> Receipt:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the whole"
-        raise DataError(f"{path} is no valid receipt ({where}: {first['msg']}): delete it and run snakemake again") from None
+        raise DataError(f"{path} is no valid receipt ({where}: {first['msg']}): delete it, then run again") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as a receipt ({error}): delete it and run snakemake again") from error

@@ -103,7 +103,7 @@ def read_table(path: Path, schema: pa.Schema | None = None, columns: list[str] |
         wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
         if not table.schema.equals(wanted, check_metadata=False):
             raise DataError(
-                f"{path} is not a table of this version (columns {table.schema.names}): delete it and run snakemake again"
+                f"{path} has not the columns of this version ({table.schema.names}): delete it and run snakemake again"
             )
     return table
 

@@ -55,7 +55,8 @@ class Settings(Section):
     def _models_are_known(self) -> "Settings":
         for name in self.embedding.use:
             if name not in self.embedding.models:
-                raise ValueError(f"embedding.use names {name!r}, which is not in embedding.models{_nearest(name, self.embedding.models)}")
+                hint = _nearest(name, self.embedding.models)
+                raise ValueError(f"embedding.use names {name!r}, which is not in embedding.models{hint}")
         return self
 
 

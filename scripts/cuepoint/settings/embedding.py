@@ -1,8 +1,8 @@
 """Settings of chunking and of the embed stage."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from cuepoint.settings.base import Section, result
 
@@ -43,24 +43,34 @@ class EmbeddingModel(Section):
     """Tokens of a batch, padding counted."""
 
 
+READY_MADE: dict[str, dict[str, Any]] = {
+    "all-MiniLM-L6-v2": {"model": "sentence-transformers/all-MiniLM-L6-v2"},
+    "bge-small-en-v1.5": {
+        "model": "BAAI/bge-small-en-v1.5",
+        "query_prompt": "Represent this sentence for searching relevant passages: ",
+    },
+    "gte-Qwen2-1.5B-instruct": {
+        "model": "Alibaba-NLP/gte-Qwen2-1.5B-instruct",
+        "query_prompt": (
+            "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery: "
+        ),
+    },
+}
+
+
 class EmbeddingSettings(Section):
     """Which models embed the chunks."""
 
     use: list[str] = Field(["all-MiniLM-L6-v2"], min_length=1)
     """Names of the models to embed with; each has its own files and its own collection."""
-    models: dict[str, EmbeddingModel] = {
-        "all-MiniLM-L6-v2": {"model": "sentence-transformers/all-MiniLM-L6-v2"},
-        "bge-small-en-v1.5": {
-            "model": "BAAI/bge-small-en-v1.5",
-            "query_prompt": "Represent this sentence for searching relevant passages: ",
-        },
-        "gte-Qwen2-1.5B-instruct": {
-            "model": "Alibaba-NLP/gte-Qwen2-1.5B-instruct",
-            "query_prompt": "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery: ",
-        },
-    }  # type: ignore[assignment]  # validated like values from a file
-    """The models that `use` can name."""
+    models: dict[str, EmbeddingModel] = Field(default_factory=dict)
+    """Models that `use` can name, beside the ready-made ones (an entry of the same name replaces it)."""
     backend: Literal["auto", "torch", "onnx", "openvino"] = "auto"
     """Engine on a CPU; `auto` takes the one that measured fastest."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """Where the model runs; `auto` takes a GPU if there is one."""
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _with_ready_made(cls, value: Any) -> Any:
+        return READY_MADE | value if isinstance(value, dict) else value

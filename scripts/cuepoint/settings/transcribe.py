@@ -20,7 +20,9 @@ class TranscribeSettings(Section):
     """Beams of the decoder."""
     word_timestamps: bool = result(False)
     """Also store start, end and probability of each word."""
-    compute_type: Literal["auto", "float32", "float16", "bfloat16", "int8", "int8_float16", "int8_float32"] = result("auto")
+    compute_type: Literal["auto", "float32", "float16", "bfloat16", "int8", "int8_float16", "int8_float32"] = result(
+        "auto"
+    )
     """Arithmetic: `auto` is float16 on a GPU and int8 on a CPU."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """Where the model runs; `auto` takes a GPU if there is one."""
