@@ -1,0 +1,86 @@
+# What all rules share: settings, paths, the frozen run, and the effective limits.
+import sys
+from contextlib import ExitStack
+
+from snakemake.exceptions import WorkflowError
+
+sys.path.insert(0, str(Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parent / "scripts"))
+
+from cuepoint import devices, runs
+from cuepoint.errors import CuepointError
+from cuepoint.layout import Layout
+from cuepoint.settings import load_settings
+
+
+def or_stop(function, *args, **kwargs):
+    """Call a library function; a known error stops the workflow with its message instead of a traceback."""
+    try:
+        return function(*args, **kwargs)
+    except CuepointError as error:
+        raise WorkflowError(str(error)) from None
+
+
+SETTINGS = or_stop(load_settings, config)
+LAYOUT = Layout(SETTINGS.results)
+# The main process plans the run; nested ones (each SLURM job parses this file again) read what it wrote.
+DRAFT = or_stop(runs.draft, SETTINGS, LAYOUT) if workflow.is_main_process else None
+RUN = DRAFT.run if DRAFT else or_stop(runs.read_run, LAYOUT)
+SHARDS = RUN.shards()
+GPUS = devices.count()
+
+# A profile's or the command line's --resources win; without a limit Snakemake would ignore these resources.
+workflow.global_resources.setdefault("gpu", max(GPUS, 1))
+workflow.global_resources.setdefault("downloads", SETTINGS.download.parallel)
+
+
+wildcard_constraints:
+    video_id=r"[A-Za-z0-9_-]+",
+    shard=r"\d{5,}",
+    model=r"[A-Za-z0-9][A-Za-z0-9._-]*",
+
+
+def get_receipts(wildcards):
+    """Receipts of a shard's videos, or of all of them."""
+    videos = SHARDS[wildcards.shard] if hasattr(wildcards, "shard") else RUN.members
+    return [str(LAYOUT.receipt(video_id)) for video_id in videos]
+
+
+def get_transcripts(wildcards):
+    return [str(LAYOUT.transcripts(shard)) for shard in SHARDS]
+
+
+def get_videos(wildcards):
+    return [str(LAYOUT.videos(shard)) for shard in SHARDS]
+
+
+def get_embeddings(wildcards):
+    """Embeddings of all shards with one model, or with all models in use."""
+    models = [wildcards.model] if hasattr(wildcards, "model") else SETTINGS.embedding.use
+    return [str(LAYOUT.embeddings(model, shard)) for model in models for shard in SHARDS]
+
+
+def get_load_receipts(wildcards):
+    return [str(LAYOUT.load_receipt(f"{SETTINGS.qdrant.collection}-{model}")) for model in SETTINGS.embedding.use]
+
+
+def get_gpu_job_threads(wildcards):
+    """Cores of a GPU job: its share of the run's cores; all of them without a GPU, so that one runs at a time."""
+    cores = workflow.cores or 1
+    return max(1, cores // int(workflow.global_resources["gpu"].value)) if GPUS else cores
+
+
+_held = ExitStack()
+
+
+onstart:
+    # Dry runs and nested processes do not come here. The lock ends with this process, however it ends.
+    or_stop(_held.enter_context, runs.locked(LAYOUT, workflow.dag_settings.targets))
+    or_stop(runs.begin, DRAFT, LAYOUT, workflow.dag_settings.targets)
+
+
+onsuccess:
+    or_stop(runs.end, SETTINGS, LAYOUT, RUN)
+
+
+onerror:
+    or_stop(runs.end, SETTINGS, LAYOUT, RUN)

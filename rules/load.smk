@@ -1,0 +1,42 @@
+# Points of one model into Qdrant: synchronised, verified, then published.
+from cuepoint import qdrant
+from cuepoint.plan import members_hash
+
+
+rule load:
+    input:
+        embeddings=get_embeddings,
+        videos=get_videos,
+    output:
+        receipt=str(LAYOUT.results / "qdrant" / (SETTINGS.qdrant.collection + "-{model}.json")),
+    log:
+        str(LAYOUT.logs / "load" / "{model}.log"),
+    benchmark:
+        str(LAYOUT.logs / "benchmark" / "load" / "{model}.tsv")
+    conda:
+        "../envs/load.yaml"
+    threads: 2
+    priority: 30
+    params:
+        settings=SETTINGS.qdrant.result_settings(),
+        members=members_hash(RUN),
+        reloads=lambda wc: RUN.reloads.get(wc.model, 0),
+        version=qdrant.VERSION,
+    message:
+        "Loading {wildcards.model} into Qdrant"
+    script:
+        "../scripts/load.py"
+
+
+rule load_available:
+    # What exists so far into Qdrant, at any time, also while another run goes on: search before the last video is done.
+    log:
+        str(LAYOUT.logs / "load" / "available.log"),
+    conda:
+        "../envs/load.yaml"
+    params:
+        models=SETTINGS.embedding.use,
+    message:
+        "Loading what exists so far into Qdrant"
+    script:
+        "../scripts/load_available.py"

@@ -1,0 +1,27 @@
+# Speech of a shard's videos as text with times.
+from cuepoint.asr import VERSION as ASR_VERSION
+
+
+rule transcribe:
+    input:
+        receipts=get_receipts,
+    output:
+        transcripts=str(LAYOUT.results / "transcripts" / "{shard}.parquet"),
+        videos=str(LAYOUT.results / "videos" / "{shard}.parquet"),
+    log:
+        str(LAYOUT.logs / "transcribe" / "{shard}.log"),
+    benchmark:
+        str(LAYOUT.logs / "benchmark" / "transcribe" / "{shard}.tsv")
+    conda:
+        "../envs/transcribe.yaml"
+    threads: get_gpu_job_threads
+    resources:
+        gpu=1,
+    priority: 20
+    params:
+        settings=SETTINGS.transcribe.result_settings(),
+        version=ASR_VERSION,
+    message:
+        "Transcribing shard {wildcards.shard}"
+    script:
+        "../scripts/transcribe.py"

@@ -1,0 +1,157 @@
+"""The ledger: every listed video exactly once, with how it ended and what happens to it next.
+
+Written at the end of every run, also of one that failed, shard by shard, so that memory does not grow with the list.
+"""
+
+import csv
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cuepoint import failures
+from cuepoint.atomic import atomic_path
+from cuepoint.errors import DataError
+from cuepoint.layout import Layout
+from cuepoint.plan import Run, members_hash
+from cuepoint.receipts import read_receipt
+from cuepoint.settings import Settings
+from cuepoint.states import Status
+from cuepoint.tables import VIDEOS, read_table
+
+WAITING = "waiting"
+"""Status of a video that `limit_unprocessed` left for a later run."""
+
+LEDGER = pa.schema(
+    [
+        pa.field("video_id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("stage", pa.string(), nullable=False),  # how far it has come: listed … loaded
+        pa.field("next", pa.string(), nullable=False),  # what happens to it, in words
+        pa.field("error", pa.string()),
+        pa.field("shard", pa.string()),
+        *(
+            VIDEOS.field(name)
+            for name in ("title", "channel", "upload_date", "duration", "speech_duration", "language")
+        ),
+        pa.field("segments", pa.int32()),
+        pa.field("flagged", pa.int32()),
+    ]
+)
+
+
+def write_ledger(layout: Layout, settings: Settings, run: Run) -> Counter[str]:
+    """Write `ledger.parquet` and `ledger.csv` below the report directory; count the videos by status."""
+    counts: Counter[str] = Counter()
+    with ExitStack() as files:
+        # Parquet last: where the ledger.parquet is new, the CSV beside it is too.
+        parquet = files.enter_context(atomic_path(layout.report / "ledger.parquet"))
+        text = files.enter_context(atomic_path(layout.report / "ledger.csv"))
+        sheet = files.enter_context(text.open("w", encoding="utf-8", newline=""))
+        table = files.enter_context(pq.ParquetWriter(parquet, LEDGER, compression="zstd"))
+        lines = csv.DictWriter(sheet, LEDGER.names)
+        lines.writeheader()
+        for rows in _rows_by_shard(layout, settings, run):
+            counts.update(row["status"] for row in rows)
+            lines.writerows(rows)
+            table.write_table(pa.Table.from_pylist(rows, schema=LEDGER))
+    return counts
+
+
+def summary(counts: Counter[str], layout: Layout) -> str:
+    """One sentence on how many videos ended how, for the last lines of a run."""
+    retried = sum(counts[status] for status in Status if status.retryable)
+    final = sum(counts[status] for status in (Status.UNAVAILABLE, Status.NEEDS_AUTH, Status.GEO_BLOCKED))
+    parts = {
+        "ok": counts[Status.OK],
+        "empty (no speech)": counts[Status.EMPTY],
+        "finally unavailable": final,
+        "to be retried by the next run": retried,
+        "left for a later run": counts[WAITING],
+    }
+    told = ", ".join(f"{number} {name}" for name, number in parts.items() if number)
+    return f"{sum(counts.values())} videos: {told}. Ledger: {layout.report / 'ledger.csv'}"
+
+
+def _rows_by_shard(layout: Layout, settings: Settings, run: Run) -> Iterator[list[dict[str, Any]]]:
+    loaded = all(_is_loaded(layout, f"{settings.qdrant.collection}-{model}", run) for model in settings.embedding.use)
+    for shard, video_ids in run.shards().items():
+        known = _transcribed(layout.videos(shard))
+        embedded = all(layout.embeddings(model, shard).exists() for model in settings.embedding.use)
+        stage = "loaded" if loaded and embedded else "embedded" if embedded else "transcribed"
+        rows = []
+        for video_id in sorted(video_ids):
+            if (row := known.get(video_id)) is not None:
+                row = row | {"stage": stage if row["status"] == Status.OK else "downloaded"}
+            else:
+                row = _downloaded(layout, video_id)
+            row |= {"video_id": video_id, "source": run.sources[video_id], "shard": shard}
+            rows.append(_row(row | {"next": _next(layout, settings, row["status"], row["stage"], video_id)}))
+        yield rows
+    if run.waiting:
+        words = "waits for a later run (limit_unprocessed)"
+        yield [
+            _row({"video_id": video_id, "source": source, "status": WAITING, "stage": "listed", "next": words})
+            for video_id, source in run.waiting.items()
+        ]
+
+
+def _transcribed(path: Path) -> dict[str, dict[str, Any]]:
+    """Rows of a shard's table of videos by ID; none when it is not there yet or cannot be read."""
+    try:
+        return {row["video_id"]: row for row in read_table(path, VIDEOS).to_pylist()}
+    except DataError:
+        return {}
+
+
+def _downloaded(layout: Layout, video_id: str) -> dict[str, Any]:
+    """What the receipt says of a video that is not transcribed yet."""
+    try:
+        receipt = read_receipt(layout.receipt(video_id))
+    except DataError:
+        return {"status": Status.PENDING, "stage": "listed"}
+    status = Status.PENDING if receipt.status is Status.OK else receipt.status
+    fields = receipt.model_dump(include={"error", "title", "channel", "duration"})
+    return fields | {"status": status, "stage": "downloaded"}
+
+
+def _next(layout: Layout, settings: Settings, status: str, stage: str, video_id: str) -> str:
+    match status:
+        case Status.OK:
+            return "done" if stage == "loaded" else "goes on with the next run"
+        case Status.EMPTY:
+            return "done: nothing is said in it"
+        case Status.PENDING:
+            return "goes on with the next run"
+        case Status.NEEDS_AUTH:
+            return "final until the cookies change"
+        case Status.UNAVAILABLE | Status.GEO_BLOCKED:
+            return "final (retry_final: true tries again)"
+    attempts = failures.read(layout.failures(video_id))
+    if status == Status.NOT_YET and attempts and attempts[-1].retry_after:
+        due = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(attempts[-1].retry_after))
+        return f"tried again after {due}"
+    later = failures.attempt_due(attempts, max_failed_runs=settings.download.max_failed_runs)
+    if attempts and later == attempts[-1].number:
+        return "given up after download.max_failed_runs runs (retry_final: true tries again)"
+    return "tried again by the next run"
+
+
+def _is_loaded(layout: Layout, collection: str, run: Run) -> bool:
+    """Whether the last load of a collection was of just these videos."""
+    try:
+        receipt = json.loads(layout.load_receipt(collection).read_text(encoding="utf-8"))
+        return receipt.get("members") == members_hash(run)
+    except (OSError, ValueError):
+        return False
+
+
+def _row(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: values.get(name) for name in LEDGER.names}
