@@ -122,18 +122,20 @@ def _downloaded(layout: Layout, video_id: str) -> dict[str, Any]:
     return fields | {"status": status, "stage": "downloaded"}
 
 
+_NEXT = {
+    Status.EMPTY: "done: nothing is said in it",
+    Status.PENDING: "goes on with the next run",
+    Status.NEEDS_AUTH: "final until the cookies change",
+    Status.UNAVAILABLE: "final (retry_final: true tries again)",
+    Status.GEO_BLOCKED: "final (retry_final: true tries again)",
+}
+
+
 def _next(layout: Layout, settings: Settings, status: str, stage: str, video_id: str) -> str:
-    match status:
-        case Status.OK:
-            return "done" if stage == "loaded" else "goes on with the next run"
-        case Status.EMPTY:
-            return "done: nothing is said in it"
-        case Status.PENDING:
-            return "goes on with the next run"
-        case Status.NEEDS_AUTH:
-            return "final until the cookies change"
-        case Status.UNAVAILABLE | Status.GEO_BLOCKED:
-            return "final (retry_final: true tries again)"
+    if status == Status.OK:
+        return "done" if stage == "loaded" else "goes on with the next run"
+    if (words := _NEXT.get(Status(status))) is not None:
+        return words
     attempts = failures.read(layout.failures(video_id))
     if status == Status.NOT_YET and attempts and attempts[-1].retry_after:
         due = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(attempts[-1].retry_after))

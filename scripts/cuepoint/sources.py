@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,8 +96,8 @@ def identify(written: str) -> tuple[str, str]:
         return written, f"https://www.youtube.com/watch?v={written}"
     if "://" in written:
         raise ValueError("is a URL of a kind that is not supported (http:// and https:// are)")
-    path = Path(written).expanduser()
-    if path.suffix.lower() in MEDIA_SUFFIXES or path.is_file():
+    path = Path(os.path.expanduser(written))  # leaves an unknown `~name` as it is, where pathlib's own raises
+    if path.suffix.lower() in MEDIA_SUFFIXES or os.path.isfile(path):  # False also for names that no file can have
         return _named(path.stem, str(path)), str(path)
     raise ValueError(
         "is neither a YouTube video ID (11 characters of A-Z, a-z, 0-9, - and _), nor an http(s) URL, nor a media file"

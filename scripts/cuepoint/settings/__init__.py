@@ -33,6 +33,8 @@ class Settings(Section):
 
     videos: Path = Path("videos.txt")
     """The list: one video ID, URL or local media file per line, `#` starts a comment."""
+    sources: list[str] = Field(default_factory=list)
+    """Channels, playlists and searches whose videos `cuepoint list` appends to the list."""
     results: Path = Path("results")
     """Where everything is written. Copy this directory and you have copied the run's memory too."""
     shard_size: int = Field(64, ge=1, le=1000)
