@@ -78,6 +78,10 @@ class Layout:
         """A per-video result under the fingerprint of all that it depends on."""
         return self.state / "cache" / stage / prefix(video_id) / f"{video_id}.{fingerprint}{suffix}"
 
+    def partial(self, video_id: str) -> Path:
+        """Directory of a download that has not ended yet: what another try, or another run, goes on from."""
+        return self.state / "partial" / prefix(video_id) / video_id
+
     def lock(self, kind: str, name: str) -> Path:
         """The lock file of one thing of a kind (run, video, shard, gpu, collection)."""
         folder = self.state / "locks" / kind

@@ -1,13 +1,11 @@
 """A run from its start to its end, as the main Snakemake process sees it: plan, lock, ledger."""
 
-import hashlib
 import logging
-import os
 from collections.abc import Collection
 from contextlib import AbstractContextManager
-from pathlib import Path
 
 from cuepoint import ledger, qdrant
+from cuepoint.download.cookies import credentials
 from cuepoint.errors import CuepointError
 from cuepoint.layout import Layout
 from cuepoint.locks import hold
@@ -33,21 +31,7 @@ def draft(settings: Settings, layout: Layout) -> Draft:
         missing_collections=_missing_collections(settings, layout),
         retry_final=settings.download.retry_final,
         max_failed_runs=settings.download.max_failed_runs,
-        credentials=credentials(settings),
-    )
-
-
-def credentials(settings: Settings) -> str | None:
-    """Fingerprint of the cookie file by size and time, never of its content; None without one."""
-    path = os.environ.get("CUEPOINT_COOKIES") or settings.download.cookies
-    try:
-        status = Path(path).stat() if path else None
-    except OSError:
-        status = None
-    return (
-        hashlib.blake2b(f"{status.st_size} {status.st_mtime_ns}".encode(), digest_size=8).hexdigest()
-        if status
-        else None
+        credentials=credentials(settings.download),
     )
 
 

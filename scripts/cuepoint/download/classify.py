@@ -1,0 +1,263 @@
+"""What an error of yt-dlp, of the network or of this machine means for the video: the table of states as code.
+
+Error classes and HTTP statuses decide before texts do; texts are those that extractors are known to raise, in old and
+new wordings. What nobody knows is transient: a session's limit must never turn into a permanent loss.
+"""
+
+import errno
+import re
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+
+from yt_dlp.networking.exceptions import HTTPError, ProxyError
+from yt_dlp.utils import GeoRestrictedError, UnsupportedError, UserNotLive
+
+from cuepoint.errors import EnvironmentFault
+from cuepoint.states import Status
+
+HOUR = 3600.0
+
+# Faults of this machine: no video is to blame, and all others would fail the same way.
+_LOCAL_ERRNOS = {
+    errno.ENOSPC: "the disk is full: free some space",
+    errno.EDQUOT: "the disk quota is used up: free some space",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "permission denied: give this user the right to write there",
+    errno.EPERM: "permission denied: give this user the right to write there",
+    errno.EMFILE: "too many open files: raise `ulimit -n`",
+    errno.ENFILE: "too many open files on this machine",
+    errno.ENOMEM: "out of memory: lower download.parallel",
+    errno.EIO: "the disk reports an input/output error",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a try ended. `bare` marks a verdict without a reason, which a second try has to confirm."""
+
+    status: Status
+    message: str
+    retry_after: float | None = None  # seconds from now before which another try makes no sense
+    bare: bool = False
+
+
+class Ended(Exception):
+    """Ends a try from inside of yt-dlp (hooks, filters) with a verdict that needs no classification."""
+
+    def __init__(self, verdict: Verdict):
+        super().__init__(verdict.message)
+        self.verdict = verdict
+
+
+# (status, pattern) in the order that they are looked for: a limit of the session first, for it hides behind
+# "unavailable"; then what can pass; then the reasons that are final.
+_TEXTS: list[tuple[Status, str]] = [
+    (
+        Status.THROTTLED,
+        r"(content|video) is(n't| not) available,? (please )?try again later|rate.?limit(ed|ing)\b|too many requests"
+        r"|not a (ro)?bot\b|unusual traffic|solve (the|a) captcha|captcha challenge",
+    ),
+    (
+        Status.GEO_BLOCKED,
+        r"(in|from|for|to) your (country|location|region|area|geograph)|geo.?(restrict|block|locat)"
+        r"|(not|isn't|only) (be )?(available|accessible|playable|viewable) (outside|within|from|in) (the )?"
+        r"(u\.?s\.?a?\b|u\.?k\.?\b|eu\b|united|certain|some)"
+        r"|blocked (it|this|the video) (in|on copyright grounds in) your",
+    ),
+    (
+        Status.NOT_YET,
+        r"premieres? (in|will begin|begins)|(live )?event (will begin|has not started|hasn't started)"
+        r"|live ?stream (will begin|has not started|hasn't started|is scheduled|is offline)"
+        r"|not (currently )?(live|streaming)\b|is (currently )?offline|has(n't| not) (yet )?(started|aired|premiered)"
+        r"|waiting for (the )?(live ?)?stream|not (yet )?been (released|published|broadcast) yet"
+        r"|will be available (on|in|at)"
+        r"|is not yet available|available soon|we're processing this video|(video|it) is (still )?being processed",
+    ),
+    (
+        Status.UNAVAILABLE,
+        r"\bprivate\b|requires? (a )?(payment|purchase|rental)|rent(ed)? (this|the) (video|movie)|pay.?per.?view"
+        r"|purchased|must be (bought|purchased)|paid (video|content|subscription)",
+    ),
+    (
+        Status.NEEDS_AUTH,
+        r"confirm your age|age.?(restrict|limit|gate|verif)|inappropriate for some users|mature (content|audience)"
+        r"|members.?only|available to (this channel's )?members|join this channel|subscribers?.?only"
+        r"|only (available|accessible|viewable) (to|for|by) (registered|logged|subscri|member|premium|patron|follower)"
+        r"|(sign|log)(ging)? ?in\b|login|logged.?in|registered users|authenticat|credentials|--cookies|password",
+    ),
+    (
+        Status.UNAVAILABLE,
+        r"\bremoved\b|\bdeleted\b|taken down|terminated|no longer (available|exist|online)"
+        r"|is(n't| not) available any ?more"
+        r"|copyright|does(n't| not) exist|(video|page|clip|track|episode|media) (was |could )?not (be )?found"
+        r"|\bdrm\b|violat|suspended|has expired|account (has been|is) (closed|deactivated|disabled)"
+        r"|community guidelines|terms of (service|use)",
+    ),
+]
+_TABLE = [(status, re.compile(pattern)) for status, pattern in _TEXTS]
+
+# A bare "unavailable" names no reason: it may be the wall of a session or a hiccup, and is asked for twice.
+_BARE = re.compile(
+    r"(video|content|stream|media|episode|clip) (is )?(currently )?(un|not |isn't )available|unsupported url"
+)
+
+_NO_FORMAT = "requested format is not available"
+_MACHINE_TEXTS = {
+    r"ffmpeg (is )?(not|could not be) (installed|found)|install ffmpeg": "this video needs ffmpeg: install it",
+    r"impersonat\w+ target .* is not available|requires browser impersonation": (
+        "the site demands a browser's handshake: pip install 'yt-dlp[curl-cffi]'"
+    ),
+    r"no space left on device|disk quota exceeded": _LOCAL_ERRNOS[errno.ENOSPC],
+}
+
+
+def classify(error: BaseException) -> Verdict:
+    """Verdict on an error that ended a try. Raises EnvironmentFault for a fault of this machine."""
+    chain = list(_chain(error))
+    for link in chain:
+        if isinstance(link, Ended):
+            return link.verdict
+    message = _message(chain)
+    _raise_machine_fault(chain, message)
+    for link in chain:
+        if (verdict := _throttled(link, message) or _by_class(link, message)) is not None:
+            return verdict
+    by_text = classify_text(message)
+    if by_text.status is not Status.TRANSIENT:  # an extractor's words say more than the HTTP status that it met
+        return by_text
+    return next(filter(None, (_by_http_status(link, message) for link in chain)), by_text)
+
+
+def classify_text(message: str) -> Verdict:
+    """Verdict by an error's words alone."""
+    text = _plain(message)
+    for status, pattern in _TABLE:
+        if pattern.search(text):
+            return Verdict(status, message, _seconds_until(text) if status is Status.NOT_YET else None)
+    if _BARE.search(text):
+        return Verdict(Status.UNAVAILABLE, message, bare=True)
+    return Verdict(Status.TRANSIENT, message)
+
+
+def _throttled(error: BaseException, message: str) -> Verdict | None:
+    """The verdict on an answer that asks everybody to wait: 429, or 503 that says for how long."""
+    if not isinstance(error, HTTPError):
+        return None
+    wait = _retry_after(error.response.headers.get("Retry-After"))
+    asks_to_wait = error.status == 429 or (error.status == 503 and wait is not None)
+    return Verdict(Status.THROTTLED, message, wait) if asks_to_wait else None
+
+
+def _by_class(error: BaseException, message: str) -> Verdict | None:
+    if isinstance(error, GeoRestrictedError):
+        where = f" (available in: {', '.join(error.countries)})" if error.countries else ""
+        return Verdict(Status.GEO_BLOCKED, message + where)
+    if isinstance(error, UserNotLive):
+        return Verdict(Status.NOT_YET, message, retry_after=HOUR)
+    if isinstance(error, UnsupportedError):
+        return Verdict(Status.UNAVAILABLE, "yt-dlp finds no video behind this URL", bare=True)
+    return None
+
+
+def _by_http_status(error: BaseException, message: str) -> Verdict | None:
+    """The verdict on an HTTP status; a 403 may be an expired media link, and 5xx pass: both are left to try again."""
+    if not isinstance(error, HTTPError):
+        return None
+    match error.status:
+        case 401:
+            return Verdict(Status.NEEDS_AUTH, message)
+        case 404 | 410:  # of a file that the page has just named: the page may name another one next time
+            return Verdict(Status.UNAVAILABLE, message, bare="unable to download video data" in message)
+        case 451:
+            return Verdict(Status.GEO_BLOCKED, message)
+        case 407:
+            raise EnvironmentFault("the proxy wants a login (HTTP 407): correct CUEPOINT_PROXY")
+    return None
+
+
+def _raise_machine_fault(chain: list[BaseException], message: str) -> None:
+    """Raise EnvironmentFault when this machine is at fault: its disk, its rights, its programs."""
+    for link in chain:
+        if isinstance(link, OSError) and link.errno in _LOCAL_ERRNOS and not isinstance(link, ConnectionError):
+            where = f" ({link.filename})" if link.filename else ""
+            raise EnvironmentFault(f"{_LOCAL_ERRNOS[link.errno]}{where}; `cuepoint doctor` checks this machine")
+    text = _plain(message)
+    for pattern, mend in _MACHINE_TEXTS.items():
+        if re.search(pattern, text):
+            raise EnvironmentFault(f"{mend} ({message})")
+    if _NO_FORMAT in text and message.startswith("[youtube") and not javascript_runtimes():
+        raise EnvironmentFault(
+            "YouTube needs a JavaScript runtime that yt-dlp supports and none was found: install deno (`pip install "
+            "deno`) or a newer node; `cuepoint doctor` says what is there"
+        )
+
+
+def is_proxy_failure(error: BaseException) -> bool:
+    """Whether a try never got past the proxy."""
+    return any(isinstance(link, ProxyError) for link in _chain(error))
+
+
+def javascript_runtimes() -> list[str]:
+    """JavaScript runtimes on this machine, with their versions, that yt-dlp would use for YouTube."""
+    from yt_dlp.globals import supported_js_runtimes
+
+    found = [runtime().info for runtime in supported_js_runtimes.value.values()]
+    return [f"{info.name} {info.version}" for info in found if info and info.supported]
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and all that it was made from: `exc_info` (yt-dlp), `cause` (yt-dlp), `__cause__`, `__context__`."""
+    seen: set[int] = set()
+    waiting = [error]
+    while waiting:
+        link = waiting.pop(0)
+        if not isinstance(link, BaseException) or id(link) in seen:
+            continue
+        seen.add(id(link))
+        yield link
+        exc_info = getattr(link, "exc_info", None)
+        waiting += [exc_info[1] if isinstance(exc_info, tuple) else None, getattr(link, "cause", None)]
+        waiting += [link.__cause__, None if link.__suppress_context__ else link.__context__]
+
+
+def _message(chain: list[BaseException]) -> str:
+    """The error's words on one line, without yt-dlp's decoration and its plea to report a bug."""
+    text = str(chain[0]) or traceback.format_exception_only(chain[0])[-1]
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    text = re.sub(r"^ERROR:\s*", "", text.strip())
+    text = re.split(r"; please report this issue on|\s*Confirm you are on the latest version", text)[0]
+    return re.sub(r"\s+", " ", text)[:1000]
+
+
+def _plain(text: str) -> str:
+    """What the words are looked up in: lower case, straight apostrophes (both kinds occur), no ID and no URL."""
+    text = re.sub(r"^\[[\w:.+-]+\] (\S+: )?", "", text)
+    text = re.sub(r"\b\w+://\S+", "", text)
+    return re.sub("[\u2018\u2019\u02bc\u0060\u00b4]", "'", text).lower()
+
+
+def _retry_after(header: str | None) -> float | None:
+    """Seconds of a Retry-After header, which holds seconds or a date; None when it says nothing usable."""
+    if not header:
+        return None
+    if re.fullmatch(r"\s*\d{1,9}\s*", header):
+        return float(header)
+    try:
+        return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+_UNITS = {"moment": 60.0, "second": 1.0, "minute": 60.0, "hour": HOUR, "day": 24 * HOUR, "week": 168 * HOUR}
+
+
+def _seconds_until(text: str) -> float:
+    """Seconds that a message like "premieres in 3 hours" speaks of; an hour when it names no time."""
+    match = re.search(r"\bin (?:about )?(\d+|an?|a few)? ?(moment|second|minute|hour|day|week)s?\b", text)
+    if match is None:
+        return HOUR
+    count = float(match[1]) if (match[1] or "").isdigit() else 1.0
+    return count * _UNITS[match[2]]
