@@ -1,0 +1,86 @@
+"""GPUs: seen through the driver, leased one to a job. There is no GPU here, so the driver is a stand-in in C."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from cuepoint import devices
+from cuepoint.devices import Gpu, lease
+from cuepoint.errors import EnvironmentFault
+from cuepoint.layout import Layout
+
+PAIR = [Gpu(0, "GPU-a", "first", 2**30), Gpu(1, "GPU-b", "second", 2**30)]
+
+DRIVER = r"""
+#include <string.h>
+int cuInit(unsigned flags) { return 0; }
+int cuDeviceGetCount(int *count) { *count = 2; return 0; }
+int cuDeviceGet(int *device, int index) { *device = index; return 0; }
+int cuDeviceGetName(char *name, int length, int device) {
+  strcpy(name, device ? "Some GPU MIG 1g.5gb" : "Some GPU"); return 0; }
+int cuDeviceGetUuid_v2(unsigned char *uuid, int device) { memset(uuid, 0xa0 + device, 16); return 0; }
+int cuDeviceTotalMem_v2(size_t *bytes, int device) { *bytes = 8ul << 30; return 0; }
+"""
+
+HOLDER = """
+import sys
+from pathlib import Path
+from cuepoint.devices import Gpu, lease
+from cuepoint.layout import Layout
+with lease(Layout(Path(sys.argv[1])), [Gpu(0, "GPU-a", "first", 2**30), Gpu(1, "GPU-b", "second", 2**30)]) as gpu:
+    print(gpu.uuid, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    devices.gpus.cache_clear()
+    yield
+    devices.gpus.cache_clear()
+
+
+def test_without_a_driver_everything_runs_on_the_cpu_and_asking_for_cuda_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(devices, "DRIVER", "libthere-is-no-such-driver.so.1")
+    assert (devices.count(), devices.choose("auto"), devices.choose("cpu")) == (0, "cpu", "cpu")
+    with pytest.raises(EnvironmentFault, match="CUDA_VISIBLE_DEVICES"):
+        devices.choose("cuda")
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler for the stand-in driver")
+def test_gpus_are_what_the_driver_shows(tmp_path, monkeypatch):
+    (tmp_path / "cuda.c").write_text(DRIVER)
+    library = tmp_path / "libcuda.so.1"
+    subprocess.run(["cc", "-shared", "-fPIC", "-w", "-o", library, tmp_path / "cuda.c"], check=True)
+    monkeypatch.setattr(devices, "DRIVER", str(library))
+    assert devices.gpus() == (
+        Gpu(0, "GPU-a0a0a0a0-a0a0-a0a0-a0a0-a0a0a0a0a0a0", "Some GPU", 8 * 2**30),
+        Gpu(1, "MIG-a1a1a1a1-a1a1-a1a1-a1a1-a1a1a1a1a1a1", "Some GPU MIG 1g.5gb", 8 * 2**30),
+    )
+    assert devices.choose("auto") == "cuda"
+    assert devices.choose("cpu") == "cpu"
+
+
+def test_two_jobs_get_two_gpus_and_the_third_waits_for_an_orphan_to_end(tmp_path):
+    layout = Layout(tmp_path)
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    orphan = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert orphan.stdout.readline() == "GPU-a\n"
+    with lease(layout, PAIR) as second:
+        assert second.uuid == "GPU-b"
+        third = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert "waiting" in third.stderr.readline()
+        orphan.kill()
+        orphan.wait()
+        assert third.stdout.readline() == "GPU-a\n"
+        third.communicate()
+
+
+def test_a_missing_cuda_library_is_named_with_the_package_that_brings_it(monkeypatch):
+    monkeypatch.setattr(devices, "_LIBRARIES", ("libcublas.so.0",))
+    with pytest.raises(EnvironmentFault, match=r"libcublas\.so\.0.*pip install nvidia-cublas-cu12"):
+        devices.load_cuda_libraries()
