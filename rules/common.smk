@@ -34,9 +34,9 @@ workflow.global_resources.setdefault("downloads", SETTINGS.download.parallel)
 
 
 wildcard_constraints:
-    video_id=r"[A-Za-z0-9_-]+",
-    shard=r"\d{5,}",
-    model=r"[A-Za-z0-9][A-Za-z0-9._-]*",
+    video_id="[A-Za-z0-9_-]+",
+    shard="[0-9]+",
+    model="[A-Za-z0-9][A-Za-z0-9._-]*",
 
 
 def get_receipts(wildcards):
