@@ -1,0 +1,242 @@
+"""Points: what a chunk looks like in Qdrant, how a table is read into points, and which videos have changed."""
+
+import hashlib
+import heapq
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cuepoint.errors import DataError
+from cuepoint.qdrant import VERSION
+from cuepoint.states import Status
+from cuepoint.tables import VIDEOS, embeddings_schema, read_table
+
+UNIT_TOLERANCE = 1e-2  # of a vector's length: half precision on a GPU stays well below
+SAMPLE = 64  # points that are read back and compared
+FINGERPRINT_BYTES = 12  # 96 bits; not 16, whose 32 hex digits qdrant-client's local mode takes for a UUID
+
+
+@dataclass(frozen=True)
+class ShardTables:
+    """The tables of one shard that a load reads."""
+
+    shard: str
+    embeddings: Path
+    videos: Path
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One row of an embedding table; `vector` is (d,) float32."""
+
+    point_id: str
+    video_id: str
+    chunk: int
+    start: float
+    end: float
+    text: str
+    vector: np.ndarray
+
+
+@dataclass(frozen=True)
+class Points:
+    """Points on their way: n IDs, (n, d) float32, n payloads."""
+
+    ids: list[str]
+    vectors: np.ndarray
+    payloads: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Video:
+    """What the tables say about one video's points."""
+
+    shard: str
+    fields: dict[str, Any]  # of the payload, the same in all its points
+    fingerprint: str = ""
+    points: int = 0
+
+
+@dataclass
+class Sample:
+    """The chunks with the smallest point IDs: as UUIDv5 these are evenly spread, and the same in every run."""
+
+    size: int = SAMPLE
+    chunks: list[Chunk] = field(default_factory=list)
+
+    def offer(self, chunks: Iterable[Chunk]) -> None:
+        """Keep the smallest of those already kept and `chunks`."""
+        self.chunks = heapq.nsmallest(self.size, [*self.chunks, *chunks], key=lambda chunk: chunk.point_id)
+
+    def __or__(self, other: "Sample") -> "Sample":
+        either = {chunk.point_id: chunk for chunk in [*self.chunks, *other.chunks]}
+        return Sample(len(either), list(either.values()))
+
+
+@dataclass(frozen=True)
+class Survey:
+    """All that the tables want in the collection: which videos, and how they are recognised."""
+
+    videos: dict[str, Video]  # video_id -> those with points only
+    dimension: int
+    sample: Sample
+
+    @property
+    def points(self) -> int:
+        """Points of all videos."""
+        return sum(video.points for video in self.videos.values())
+
+
+def link_at(url: str, seconds: float) -> str:
+    """Link that opens a video at a second: YouTube's `t`, for any other address a media fragment."""
+    second = int(seconds)
+    parts = urlsplit(url)
+    host = (parts.hostname or "").removeprefix("www.").removeprefix("m.")
+    if host in {"youtube.com", "youtu.be", "music.youtube.com", "youtube-nocookie.com"}:
+        query = [(key, value) for key, value in parse_qsl(parts.query, keep_blank_values=True) if key != "t"]
+        return urlunsplit(parts._replace(query=urlencode([*query, ("t", f"{second}s")])))
+    return f"{url.partition('#')[0]}#t={second}"
+
+
+def survey(
+    tables: Iterable[ShardTables], members: Mapping[str, str], *, unit_length: bool, batch_size: int = 1000
+) -> Survey:
+    """Read all tables once: check every vector and take a fingerprint of each video's points.
+
+    Only rows of videos that `members` (video_id -> shard) places in the row's own shard count, and only of videos that
+    ended `ok`. Holds one batch in memory. Raises DataError naming the chunk with a vector that cannot be searched.
+    """
+    videos: dict[str, Video] = {}
+    sample = Sample()
+    dimension = 0
+    for shard in tables:
+        found = shard_dimension(shard.embeddings)
+        if dimension and found != dimension:
+            raise DataError(
+                f"{shard.embeddings} has {found} dimensions, other shards {dimension}: delete it and run again"
+            )
+        dimension = found
+        known = read_videos(shard, members)
+        hashes = {video_id: _hash_of(video) for video_id, video in known.items()}
+        counts = dict.fromkeys(known, 0)
+        for chunks in read_chunks(shard.embeddings, known, batch_size):
+            _check_vectors(shard.embeddings, chunks, unit_length)
+            for chunk in chunks:
+                _update(hashes[chunk.video_id], chunk)
+                counts[chunk.video_id] += 1
+            sample.offer(chunks)
+        for video_id, count in counts.items():
+            if count:
+                videos[video_id] = Video(shard.shard, known[video_id].fields, hashes[video_id].hexdigest(), count)
+    return Survey(videos, dimension, sample)
+
+
+def shard_dimension(path: Path) -> int:
+    """Dimension of the vectors in an embedding table; only the file's footer is read."""
+    with _open(path) as file:
+        kind = file.schema_arrow.field("embedding").type if "embedding" in file.schema_arrow.names else None
+        dimension = kind.list_size if isinstance(kind, pa.FixedSizeListType) else 0
+        if not dimension or not file.schema_arrow.equals(embeddings_schema(dimension), check_metadata=False):
+            raise DataError(
+                f"{path} has not the columns of this version ({file.schema_arrow.names}): delete it and run again"
+            )
+        return dimension
+
+
+def read_videos(shard: ShardTables, members: Mapping[str, str]) -> dict[str, Video]:
+    """Videos of a shard whose points belong in the collection, with their part of the payload."""
+    rows = read_table(shard.videos, VIDEOS).to_pylist()
+    return {
+        row["video_id"]: Video(shard.shard, _video_fields(row))
+        for row in rows
+        if row["status"] == Status.OK and members.get(row["video_id"]) == shard.shard
+    }
+
+
+def read_chunks(path: Path, videos: Mapping[str, Any], batch_size: int) -> Iterator[list[Chunk]]:
+    """Chunks of the given videos, at most `batch_size` at a time, in the table's order."""
+    with _open(path) as file:
+        try:
+            for batch in file.iter_batches(batch_size):
+                chunks = _chunks(batch, videos)
+                if chunks:
+                    yield chunks
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{path} is damaged ({error}): delete it and run snakemake again") from error
+
+
+def as_points(chunks: list[Chunk], videos: Mapping[str, Video]) -> Points:
+    """Points of chunks, whose videos must be among `videos`."""
+    return Points(
+        [chunk.point_id for chunk in chunks],
+        np.stack([chunk.vector for chunk in chunks]),
+        [payload(chunk, videos[chunk.video_id]) for chunk in chunks],
+    )
+
+
+def payload(chunk: Chunk, video: Video) -> dict[str, Any]:
+    """What is stored with a point. Unknown values are left out."""
+    return {
+        **video.fields,
+        "video_id": chunk.video_id,
+        "chunk": chunk.chunk,
+        "start": chunk.start,
+        "end": chunk.end,
+        "text": chunk.text,
+        "url": link_at(video.fields["url"], chunk.start),
+        "fingerprint": video.fingerprint,
+    }
+
+
+def _video_fields(row: Mapping[str, Any]) -> dict[str, Any]:
+    fields = {name: row[name] for name in ("url", "title", "channel", "channel_id", "language")}
+    fields["upload_date"] = row["upload_date"].isoformat() if row["upload_date"] else None
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path, page_checksum_verification=True)
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing: run snakemake again and it is made from the caches") from None
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} is damaged ({error}): delete it and run snakemake again") from error
+
+
+def _chunks(batch: pa.RecordBatch, videos: Mapping[str, Any]) -> list[Chunk]:
+    embedding = batch.column("embedding")
+    vectors = embedding.flatten().to_numpy(zero_copy_only=True).reshape(len(batch), embedding.type.list_size)
+    columns = [batch.column(name).to_pylist() for name in ("point_id", "video_id", "chunk", "start", "end", "text")]
+    return [Chunk(*row) for row in zip(*columns, vectors, strict=True) if row[1] in videos]
+
+
+def _hash_of(video: Video) -> Any:
+    fixed = json.dumps([VERSION, video.fields], sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(fixed.encode(), digest_size=FINGERPRINT_BYTES)
+
+
+def _update(known: Any, chunk: Chunk) -> None:
+    row = f"\0{chunk.point_id}\0{chunk.chunk}\0{chunk.start!r}\0{chunk.end!r}\0{len(chunk.text)}\0{chunk.text}\0"
+    known.update(row.encode())
+    known.update(np.ascontiguousarray(chunk.vector))
+
+
+def _check_vectors(path: Path, chunks: list[Chunk], unit_length: bool) -> None:
+    lengths = np.linalg.norm(np.stack([chunk.vector for chunk in chunks]), axis=1)
+    bad = ~np.isfinite(lengths) | (lengths == 0)
+    if unit_length:
+        bad |= np.abs(lengths - 1) > UNIT_TOLERANCE
+    if bad.any():
+        index = int(np.argmax(bad))
+        chunk = chunks[index]
+        raise DataError(
+            f"{path}: chunk {chunk.chunk} of video {chunk.video_id} has a vector that cannot be searched (length "
+            f"{lengths[index]:.6g}, not {'1' if unit_length else 'finite and above 0'}): delete the file and run again"
+        )
