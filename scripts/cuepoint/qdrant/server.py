@@ -372,8 +372,8 @@ def _explained(error: BaseException, settings: QdrantSettings) -> CuepointError:
     key = "refuses the API key in" if os.environ.get(settings.api_key_env) else "wants an API key: set"
     unauthenticated = f"{key} the environment variable {settings.api_key_env} ({detail})"
     messages = {
-        "UNAVAILABLE": f"does not answer ({ports}: {detail}): start it, or correct qdrant.location, qdrant.grpc_port or "
-        "qdrant.prefer_grpc; a later run goes on from here",
+        "UNAVAILABLE": f"does not answer ({ports}: {detail}): start it, or correct qdrant.location, grpc_port or "
+        "prefer_grpc; a later run goes on from here",
         "UNAUTHENTICATED": unauthenticated,
         "PERMISSION_DENIED": unauthenticated,
         "DEADLINE_EXCEEDED": f"took longer than qdrant.timeout = {settings.timeout:g} seconds ({detail}): raise it, or "
