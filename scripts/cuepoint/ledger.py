@@ -81,7 +81,7 @@ def summary(counts: Counter[str], layout: Layout) -> str:
 
 
 def _rows_by_shard(layout: Layout, settings: Settings, run: Run) -> Iterator[list[dict[str, Any]]]:
-    loaded = all(_is_loaded(layout, f"{settings.qdrant.collection}-{model}", run) for model in settings.embedding.use)
+    loaded = all(is_loaded(layout, f"{settings.qdrant.collection}-{model}", run) for model in settings.embedding.use)
     for shard, video_ids in run.shards().items():
         known = _transcribed(layout.videos(shard))
         embedded = all(layout.embeddings(model, shard).exists() for model in settings.embedding.use)
@@ -146,7 +146,7 @@ def _next(layout: Layout, settings: Settings, status: str, stage: str, video_id:
     return "tried again by the next run"
 
 
-def _is_loaded(layout: Layout, collection: str, run: Run) -> bool:
+def is_loaded(layout: Layout, collection: str, run: Run) -> bool:
     """Whether the last load of a collection was of just these videos."""
     try:
         receipt = json.loads(layout.load_receipt(collection).read_text(encoding="utf-8"))

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 from filelock import FileLock, Timeout
 
 from cuepoint.errors import EnvironmentFault, LockedError
@@ -47,6 +48,23 @@ def hold(path: Path, what: str, wait: bool = True) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def holder_lives(path: Path) -> bool | None:
+    """Whether the process that last held the lock is still there; None when it cannot be known from this host.
+
+    Looks without touching the lock, so that a run that is just starting never finds it taken.
+    """
+    try:
+        owner = json.loads(path.with_suffix(".owner").read_text())
+        if owner["host"] != socket.gethostname():
+            return None
+        since = time.mktime(time.strptime(owner["since"], "%Y-%m-%d %H:%M:%S"))
+        return psutil.Process(owner["pid"]).create_time() <= since + 1  # else the number belongs to another one now
+    except (OSError, ValueError, KeyError):
+        return None
+    except psutil.Error:
+        return False
 
 
 def _sign(path: Path) -> None:

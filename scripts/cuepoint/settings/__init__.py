@@ -12,6 +12,7 @@ from cuepoint.settings.base import Section, result
 from cuepoint.settings.download import DownloadSettings
 from cuepoint.settings.embedding import ChunkSettings, EmbeddingModel, EmbeddingSettings
 from cuepoint.settings.qdrant import QdrantSettings
+from cuepoint.settings.report import ReportSettings
 from cuepoint.settings.transcribe import TranscribeSettings
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "EmbeddingModel",
     "EmbeddingSettings",
     "QdrantSettings",
+    "ReportSettings",
     "Section",
     "Settings",
     "TranscribeSettings",
@@ -52,6 +54,7 @@ class Settings(Section):
     chunking: ChunkSettings = ChunkSettings()
     embedding: EmbeddingSettings = EmbeddingSettings()
     qdrant: QdrantSettings = QdrantSettings()
+    report: ReportSettings = ReportSettings()
 
     @model_validator(mode="after")
     def _models_are_known(self) -> "Settings":

@@ -1,0 +1,58 @@
+# What came out, for people: the report, and subtitles or plain text of single videos on demand.
+
+
+localrules:
+    report,
+    subtitles,
+    text,
+
+
+def get_transcript_of(wildcards):
+    """The transcript of the shard that a video is in."""
+    if wildcards.video_id not in RUN.members:
+        raise WorkflowError(f"{wildcards.video_id} is not in {SETTINGS.videos}: add it there and run snakemake first")
+    return str(LAYOUT.transcripts(RUN.members[wildcards.video_id]))
+
+
+rule report:
+    # What was ingested, how fast, and what held it back. (Every run ends with writing it too, also one that failed.)
+    input:
+        get_load_receipts,
+    output:
+        report=report(str(LAYOUT.report / "report.html"), category="Cuepoint", labels={"content": "ingestion report"}),
+    log:
+        str(LAYOUT.logs / "report.log"),
+    message:
+        "Writing the report"
+    script:
+        "../scripts/report.py"
+
+
+rule subtitles:
+    # results/subtitles/VIDEO_ID.vtt or .srt: the transcript of one video as subtitles.
+    input:
+        transcripts=get_transcript_of,
+    output:
+        str(SETTINGS.results / "subtitles" / "{video_id}.{format}"),
+    log:
+        str(LAYOUT.logs / "subtitles" / "{video_id}.{format}.log"),
+    wildcard_constraints:
+        format="vtt|srt",
+    message:
+        "Writing {output}"
+    script:
+        "../scripts/subtitles.py"
+
+
+rule text:
+    # results/text/VIDEO_ID.txt: what is said in one video.
+    input:
+        transcripts=get_transcript_of,
+    output:
+        str(SETTINGS.results / "text" / "{video_id}.txt"),
+    log:
+        str(LAYOUT.logs / "text" / "{video_id}.log"),
+    message:
+        "Writing {output}"
+    script:
+        "../scripts/subtitles.py"
