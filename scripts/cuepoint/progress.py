@@ -45,7 +45,7 @@ class StageProgress:
     eta: float | None = None  # seconds until it is done
     gpu: Share | None = None
 
-    def line(self) -> str:
+    def line(self, running: int = 0) -> str:
         """The stage in one readable line; what is not known is left out."""
         share = self.done / self.total if self.total else 1.0
         parts = [
@@ -53,6 +53,7 @@ class StageProgress:
             f"{self.videos_per_hour:,.0f} videos/h" if self.videos_per_hour else "",
             f"{self.audio_per_hour:,.1f} h audio/h" if self.audio_per_hour else "",
             f"ETA {duration(self.eta)}" if self.eta else "",
+            f"{running} running" if running else "",
             f"{self.failed} failed" if self.failed else "",
             f"GPU {self.gpu} busy" if self.gpu else "",
         ]
@@ -68,9 +69,10 @@ class Progress:
     verdict: Verdict
     running: bool
 
-    def lines(self) -> list[str]:
-        """One line a stage, then the bottleneck."""
-        return [*(stage.line() for stage in self.stages), self.verdict.sentence]
+    def lines(self, running: Mapping[str, int] | None = None) -> list[str]:
+        """One line a stage, with the number of its jobs that run if that is known, then the bottleneck."""
+        running = running or {}
+        return [*(stage.line(running.get(stage.stage, 0)) for stage in self.stages), self.verdict.sentence]
 
 
 class Observer:

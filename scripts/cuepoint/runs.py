@@ -48,11 +48,14 @@ def begin(draft: Draft, layout: Layout, targets: Collection[str]) -> None:
 
 
 def end(settings: Settings, layout: Layout, run: Run) -> None:
-    """Write the ledger and say how the listed videos ended.
+    """Write the ledger and the report, and say how the listed videos ended.
 
     Raises CuepointError when more of them failed than `max_failed_share` allows.
     """
+    from cuepoint.report import write_report  # not needed by the jobs, which import this module too
+
     counts = ledger.write_ledger(layout, settings, run)
+    write_report(layout, settings, run)
     log.info(ledger.summary(counts, layout))
     failed = sum(counts.values()) - counts["ok"] - counts["empty"] - counts["waiting"]
     if failed > settings.max_failed_share * sum(counts.values()):
