@@ -301,7 +301,7 @@ def _clear_errors(path: Path) -> Iterator[None]:
 
 
 def _copy_sparse(source: str, target: str) -> None:
-    """Copy a file without its zeros: the engine sets aside 32 MiB at a time, of which a small collection uses little."""
+    """Copy a file without its zeros: the engine sets aside 32 MiB at a time, and a small collection uses little."""
     with Path(source).open("rb") as old, Path(target).open("wb") as new:
         while block := old.read(len(ZEROS)):
             if block == ZEROS[: len(block)]:

@@ -5,6 +5,7 @@ import heapq
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -96,13 +97,20 @@ class Survey:
 
 def link_at(url: str, seconds: float) -> str:
     """Link that opens a video at a second: YouTube's `t`, for any other address a media fragment."""
-    second = int(seconds)
+    before, after = _around_time(url)
+    return f"{before}{int(seconds)}{after}"
+
+
+@lru_cache(maxsize=1024)
+def _around_time(url: str) -> tuple[str, str]:
+    """What stands before and after the second in a video's links."""
     parts = urlsplit(url)
     host = (parts.hostname or "").removeprefix("www.").removeprefix("m.")
-    if host in {"youtube.com", "youtu.be", "music.youtube.com", "youtube-nocookie.com"}:
-        query = [(key, value) for key, value in parse_qsl(parts.query, keep_blank_values=True) if key != "t"]
-        return urlunsplit(parts._replace(query=urlencode([*query, ("t", f"{second}s")])))
-    return f"{url.partition('#')[0]}#t={second}"
+    if host not in {"youtube.com", "youtu.be", "music.youtube.com", "youtube-nocookie.com"}:
+        return f"{url.partition('#')[0]}#t=", ""
+    query = urlencode([(key, value) for key, value in parse_qsl(parts.query, keep_blank_values=True) if key != "t"])
+    before = urlunsplit(parts._replace(query=f"{query}&t=" if query else "t=", fragment=""))
+    return before, f"s#{parts.fragment}" if parts.fragment else "s"
 
 
 def survey(
@@ -164,7 +172,7 @@ def read_chunks(path: Path, videos: Mapping[str, Any], batch_size: int) -> Itera
     """Chunks of the given videos, at most `batch_size` at a time, in the table's order."""
     with _open(path) as file:
         try:
-            for batch in file.iter_batches(batch_size):
+            for batch in file.iter_batches(batch_size, use_threads=False):  # threads take twice the time
                 chunks = _chunks(batch, videos)
                 if chunks:
                     yield chunks
