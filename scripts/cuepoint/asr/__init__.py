@@ -1,0 +1,7 @@
+"""Speech recognition: the audio of a shard's videos becomes segments with times.
+
+`shard` runs the pipeline, `speech` finds what is spoken, `engine` is the only module that knows faster-whisper,
+`model` finds its files, `safety` judges what it wrote. Nothing heavy is imported here: rules read `VERSION`.
+"""
+
+VERSION = 1  # bump when the same audio and settings give other results

@@ -1,0 +1,81 @@
+"""Where the model's files are, and which revision of them this is."""
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from cuepoint.errors import ConfigError, EnvironmentFault
+from cuepoint.settings import TranscribeSettings
+
+log = logging.getLogger(__name__)
+
+_NEEDED = ("model.bin", "config.json", "tokenizer.json")
+_PATTERNS = (*_NEEDED, "preprocessor_config.json", "vocabulary.*")
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model on this machine."""
+
+    name: str  # as the settings spell it
+    revision: str  # commit of the repository, or hash of a local directory's files
+    folder: Path
+
+
+def find_model(settings: TranscribeSettings) -> ModelFiles:
+    """The model of the settings: a local directory, else the Hugging Face cache, else a download into that cache.
+
+    A model that is in the cache is used as it is, without asking the hub: no run changes its model halfway. Raises
+    ConfigError when there is no such model, EnvironmentFault when it cannot be fetched.
+    """
+    folder = Path(settings.model)
+    if folder.is_dir():
+        _check(folder, settings.model)
+        return ModelFiles(settings.model, _hash_of(folder), folder)
+    folder = _from_hub(settings)
+    _check(folder, settings.model)
+    return ModelFiles(settings.model, folder.name, folder)
+
+
+def _from_hub(settings: TranscribeSettings) -> Path:
+    """Directory of the snapshot, named by its commit."""
+    from faster_whisper.utils import download_model
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        try:
+            cached = Path(download_model(settings.model, revision=settings.revision, local_files_only=True))
+            if all((cached / name).exists() for name in _NEEDED):
+                return cached
+        except LocalEntryNotFoundError:
+            log.info("downloading the model %s", settings.model)
+        return Path(download_model(settings.model, revision=settings.revision))
+    except (ValueError, RepositoryNotFoundError) as error:
+        raise ConfigError(
+            f"transcribe.model = {settings.model!r}: neither a directory here ({Path.cwd()}), nor a model of "
+            f"faster-whisper, nor a repository on the hub ({error})"
+        ) from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise EnvironmentFault(
+            f"the model {settings.model!r} is not in the Hugging Face cache and cannot be downloaded ({error}): "
+            "connect this machine once, or set transcribe.model to a directory that holds the model"
+        ) from error
+
+
+def _check(folder: Path, name: str) -> None:
+    for needed in _NEEDED:
+        if not (folder / needed).exists():
+            raise ConfigError(
+                f"transcribe.model = {name!r}: {folder / needed} is missing. A model directory holds model.bin, "
+                "config.json, vocabulary.json and tokenizer.json (one is made by ct2-transformers-converter with "
+                "--copy_files tokenizer.json preprocessor_config.json)"
+            )
+
+
+def _hash_of(folder: Path) -> str:
+    total = hashlib.sha256()
+    for path in sorted({path for pattern in _PATTERNS for path in folder.glob(pattern)}):
+        with path.open("rb") as file:
+            total.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
+    return f"sha256:{total.hexdigest()[:32]}"

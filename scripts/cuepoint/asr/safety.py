@@ -1,0 +1,124 @@
+"""Which text cannot be trusted, and why: the flags of a segment.
+
+Nothing is deleted: flagged text stays in the table, and `embed` leaves it out.
+"""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from enum import StrEnum
+
+from cuepoint.asr.engine import Decoded
+from cuepoint.settings import TranscribeSettings
+
+
+class Flag(StrEnum):
+    """Why a segment is suspect; REDECODED alone is no reason to distrust it."""
+
+    REPETITION = "repetition"
+    LOW_CONFIDENCE = "low_confidence"
+    NO_SPEECH = "no_speech"
+    HALLUCINATION_PHRASE = "hallucination_phrase"
+    REDECODED = "redecoded"
+
+
+# What Whisper writes over music and noise, from its training data's subtitles: the most frequent outputs on non-speech
+# in Koenecke et al. 2024 (arXiv:2402.08021) and Barański et al. 2025 (arXiv:2501.11378), and the credits of subtitle
+# communities that users report in openai/whisper's discussions. Whole segments only: a talk may contain the words.
+PHRASES: dict[str, frozenset[str]] = {
+    "en": frozenset(
+        {
+            "thank you for watching",
+            "thanks for watching",
+            "thank you so much for watching",
+            "please subscribe",
+            "please subscribe to my channel",
+            "like and subscribe",
+            "subtitles by the amara org community",
+            "subtitles by",
+        }
+    ),
+    "de": frozenset(
+        {
+            "untertitel der amara org community",
+            "untertitel im auftrag des zdf fur funk 2017",
+            "untertitelung des zdf 2020",
+            "vielen dank furs zuschauen",
+        }
+    ),
+    "fr": frozenset(
+        {
+            "sous titres realises par la communaute d amara org",
+            "sous titrage societe radio canada",
+            "merci d avoir regarde cette video",
+        }
+    ),
+    "es": frozenset({"subtitulos realizados por la comunidad de amara org", "gracias por ver el video"}),
+    "it": frozenset({"sottotitoli creati dalla comunita amara org", "sottotitoli e revisione a cura di qtss"}),
+    "pt": frozenset({"legendas pela comunidade amara org", "obrigado por assistir"}),
+    "ru": frozenset({"субтитры сделал dimatorzok", "продолжение следует"}),
+    "ja": frozenset({"ご視聴ありがとうございました"}),
+    "zh": frozenset({"字幕由amara org社区提供", "请不吝点赞 订阅 转发 打赏支持明镜与点点栏目"}),
+}
+
+# Four words said four times in one segment are a loop, not a refrain: long enough that "no, no, no, no" is none.
+LOOP_WORDS = 4
+LOOP_TIMES = 4
+# This many equal segments one after the other in a clip (30 s) are a loop, too.
+EQUAL_SEGMENTS = 3
+
+
+def suspicions(decoded: Decoded, settings: TranscribeSettings) -> list[set[Flag]]:
+    """Flags of each segment of a clip."""
+    of_clip = _of_clip(decoded, settings)
+    normal = [_normal(segment.text) for segment in decoded.segments]
+    phrases = PHRASES.get(decoded.language, frozenset())
+    flags = []
+    for place, text in enumerate(normal):
+        found = set(of_clip)
+        if text in phrases:
+            found.add(Flag.HALLUCINATION_PHRASE)
+        if _loops(text) or _repeats(normal, place):
+            found.add(Flag.REPETITION)
+        flags.append(found)
+    return flags
+
+
+def count_suspect(flags: Sequence[set[Flag]]) -> int:
+    """How many segments cannot be trusted."""
+    return sum(bool(found - {Flag.REDECODED}) for found in flags)
+
+
+def _of_clip(decoded: Decoded, settings: TranscribeSettings) -> set[Flag]:
+    """Whisper's own three criteria, which are about the clip as a whole."""
+    found = set()
+    if decoded.compression_ratio > settings.compression_ratio_threshold:
+        found.add(Flag.REPETITION)
+    if decoded.avg_logprob < settings.log_prob_threshold:
+        found.add(Flag.LOW_CONFIDENCE)
+        if decoded.no_speech_prob > settings.no_speech_threshold:
+            found.add(Flag.NO_SPEECH)
+    return found
+
+
+def _normal(text: str) -> str:
+    """Lower case, without accents and punctuation."""
+    plain = "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
+    return " ".join(re.findall(r"\w+", unicodedata.normalize("NFC", plain).casefold()))
+
+
+def _loops(text: str) -> bool:
+    words = text.split()
+    runs = Counter(tuple(words[at : at + LOOP_WORDS]) for at in range(len(words) - LOOP_WORDS + 1))
+    return max(runs.values(), default=0) >= LOOP_TIMES
+
+
+def _repeats(texts: Sequence[str], place: int) -> bool:
+    """Whether the text is one of EQUAL_SEGMENTS equal ones in a row."""
+    first = last = place
+    while first > 0 and texts[first - 1] == texts[place]:
+        first -= 1
+    while last + 1 < len(texts) and texts[last + 1] == texts[place]:
+        last += 1
+    return last - first + 1 >= EQUAL_SEGMENTS
