@@ -73,7 +73,7 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, kind: str, name: str) -> None:
         """Answer for the thing `name` of a kind (`watch` or `clips`)."""
         if kind == "watch" and name in self.server.videos:
-            self.send("text/html; charset=utf-8", page(self.server.videos[name]).encode())
+            self.send("text/html; charset=utf-8", page(self.server.videos[name]).encode("utf-8", "replace"))
         elif kind == "clips" and name in {clip["file"] for clip in self.server.videos.values()}:
             self.send_media(name)
         else:
@@ -81,7 +81,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_media(self, name: str) -> None:
         """Send a clip, or the range of it that is asked for."""
-        self.send(_MEDIA_TYPES.get(Path(name).suffix, "audio/ogg"), (self.server.clips / name).read_bytes())
+        self.send(media_type(name), (self.server.clips / name).read_bytes())
 
     def send(self, content_type: str, body: bytes) -> None:
         """Send `body`, or the range of it that is asked for."""
@@ -111,7 +111,9 @@ class Handler(BaseHTTPRequestHandler):
         """Say nothing: the caller's own output is what counts."""
 
 
-_MEDIA_TYPES = {".opus": "audio/ogg", ".mka": "audio/x-matroska", ".mp4": "video/mp4", ".m4a": "audio/mp4"}
+def media_type(file: str) -> str:
+    """MIME type of a media file, by its name."""
+    return {".m4a": "audio/mp4", ".mp4": "video/mp4"}.get(Path(file).suffix, "audio/ogg")
 
 
 def page(video: Mapping[str, Any]) -> str:
@@ -123,6 +125,7 @@ def page(video: Mapping[str, Any]) -> str:
         "author": {"@type": "Organization", "name": video["channel"]},
         "uploadDate": re.sub(r"(....)(..)(..)", r"\1-\2-\3", video["upload_date"]),
         "contentUrl": f"{ORIGIN}/clips/{video['file']}",
+        "encodingFormat": media_type(video["file"]),
     }
     if video.get("duration"):
         facts["duration"] = f"PT{video['duration']}S"

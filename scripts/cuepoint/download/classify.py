@@ -5,12 +5,15 @@ new wordings. What nobody knows is transient: a session's limit must never turn 
 """
 
 import errno
+import os
 import re
+import socket
 import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from urllib.parse import urlsplit
 
 from yt_dlp.networking.exceptions import HTTPError, ProxyError
 from yt_dlp.utils import GeoRestrictedError, UnsupportedError, UserNotLive
@@ -24,6 +27,7 @@ HOUR = 3600.0
 _LOCAL_ERRNOS = {
     errno.ENOSPC: "the disk is full: free some space",
     errno.EDQUOT: "the disk quota is used up: free some space",
+    errno.EFBIG: "a file is larger than this file system or a limit (`ulimit -f`) allows",
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "permission denied: give this user the right to write there",
     errno.EPERM: "permission denied: give this user the right to write there",
@@ -111,11 +115,12 @@ _MACHINE_TEXTS = {
         "the site demands a browser's handshake: pip install 'yt-dlp[curl-cffi]'"
     ),
     r"no space left on device|disk quota exceeded": _LOCAL_ERRNOS[errno.ENOSPC],
+    r"tunnel connection failed: 407|407 proxy auth": "the proxy wants a login: correct CUEPOINT_PROXY",
 }
 
 
-def classify(error: BaseException) -> Verdict:
-    """Verdict on an error that ended a try. Raises EnvironmentFault for a fault of this machine."""
+def classify(error: BaseException, url: str | None = None) -> Verdict:
+    """Verdict on an error that ended a try at `url`. Raises EnvironmentFault for a fault of this machine."""
     chain = list(_chain(error))
     for link in chain:
         if isinstance(link, Ended):
@@ -128,7 +133,7 @@ def classify(error: BaseException) -> Verdict:
     by_text = classify_text(message)
     if by_text.status is not Status.TRANSIENT:  # an extractor's words say more than the HTTP status that it met
         return by_text
-    return next(filter(None, (_by_http_status(link, message) for link in chain)), by_text)
+    return next(filter(None, (_by_http_status(link, message, url) for link in chain)), by_text)
 
 
 def classify_text(message: str) -> Verdict:
@@ -162,25 +167,25 @@ def _by_class(error: BaseException, message: str) -> Verdict | None:
     return None
 
 
-def _by_http_status(error: BaseException, message: str) -> Verdict | None:
+def _by_http_status(error: BaseException, message: str, url: str | None) -> Verdict | None:
     """The verdict on an HTTP status; a 403 may be an expired media link, and 5xx pass: both are left to try again."""
     if not isinstance(error, HTTPError):
         return None
     match error.status:
         case 401:
             return Verdict(Status.NEEDS_AUTH, message)
-        case 404 | 410:  # of a file that the page has just named: the page may name another one next time
-            return Verdict(Status.UNAVAILABLE, message, bare="unable to download video data" in message)
+        case 404 | 410:  # of something that the page has just named: the page may name another one next time
+            return Verdict(Status.UNAVAILABLE, message, bare=error.response.url != url)
         case 451:
             return Verdict(Status.GEO_BLOCKED, message)
-        case 407:
-            raise EnvironmentFault("the proxy wants a login (HTTP 407): correct CUEPOINT_PROXY")
     return None
 
 
 def _raise_machine_fault(chain: list[BaseException], message: str) -> None:
     """Raise EnvironmentFault when this machine is at fault: its disk, its rights, its programs."""
     for link in chain:
+        if isinstance(link, ProxyError) and not _proxy_answers():
+            raise EnvironmentFault("the proxy does not answer: correct CUEPOINT_PROXY, or start the proxy")
         if isinstance(link, OSError) and link.errno in _LOCAL_ERRNOS and not isinstance(link, ConnectionError):
             where = f" ({link.filename})" if link.filename else ""
             raise EnvironmentFault(f"{_LOCAL_ERRNOS[link.errno]}{where}; `cuepoint doctor` checks this machine")
@@ -195,9 +200,14 @@ def _raise_machine_fault(chain: list[BaseException], message: str) -> None:
         )
 
 
-def is_proxy_failure(error: BaseException) -> bool:
-    """Whether a try never got past the proxy."""
-    return any(isinstance(link, ProxyError) for link in _chain(error))
+def _proxy_answers() -> bool:
+    """Whether the proxy takes connections: the same error class also reports hosts that fail behind it."""
+    proxy = urlsplit(os.environ.get("CUEPOINT_PROXY") or "")
+    try:
+        socket.create_connection((proxy.hostname or "", proxy.port or 80), timeout=10).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def javascript_runtimes() -> list[str]:

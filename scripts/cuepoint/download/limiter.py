@@ -52,6 +52,9 @@ class Limiter:
         self._folder = layout.throttle
         self._settings = settings
         self._run = _run_identity(layout)
+        self._not_before = (
+            0.0  # whoever was refused lets others ask first: the refusal may have been meant for one video
+        )
 
     def admit(self, url: str) -> Admission:
         """Wait until the site's circuit is closed and its pace allows another video.
@@ -64,8 +67,12 @@ class Limiter:
         asked = time.time()
         while True:
             with self._state(site) as state:
-                wait = max(self._wait_for_circuit(state, site), _remaining(state.get("video"), interval))
                 now = time.time()
+                wait = max(
+                    self._wait_for_circuit(state, site),
+                    _remaining(state.get("video"), interval),
+                    self._not_before - now if state.get("circuit") else 0.0,
+                )
                 if wait <= 0:
                     state["video"] = now
                     if state.get("circuit"):
@@ -105,6 +112,7 @@ class Limiter:
                 )
             circuit["probe"] = None
             state["circuit"] = circuit
+            self._not_before = circuit["until"] + self._settings.cool_down / 2
             return circuit["first"]
 
     def answered(self, url: str, admission: Admission) -> None:
@@ -139,7 +147,8 @@ class Limiter:
         if now < circuit["until"]:
             return min(circuit["until"] - now, self._settings.max_cool_down)
         probing = circuit.get("probe")
-        return _LOOK_AGAIN / 10 if probing and now - probing < _PROBE_SECONDS else 0.0
+        is_probed = probing and now - probing < _PROBE_SECONDS
+        return min(_LOOK_AGAIN, 0.01 + self._settings.cool_down / 20) if is_probed else 0.0
 
     @contextmanager
     def _state(self, site: str) -> Iterator[dict[str, Any]]:

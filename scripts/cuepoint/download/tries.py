@@ -14,7 +14,7 @@ from typing import Any
 import av
 from yt_dlp.utils import YoutubeDLError
 
-from cuepoint.download.classify import Ended, Verdict, classify, is_proxy_failure
+from cuepoint.download.classify import Ended, Verdict, classify
 from cuepoint.download.fetch import Fetcher, without_secrets
 from cuepoint.download.limiter import CircuitExhausted, Limiter
 from cuepoint.download.remux import Audio, remux
@@ -34,7 +34,6 @@ class Try:
 
     verdict: Verdict
     facts: dict[str, Any] = field(default_factory=dict)
-    error: Exception | None = None
 
 
 def from_file(source: Path, target: Path) -> dict[str, Any]:
@@ -91,8 +90,6 @@ def from_url(source: str, target: Path, layout: Layout, settings: DownloadSettin
         if verdict.bare and not confirmed:
             confirmed = True
         elif verdict.status is not Status.TRANSIENT or tries >= settings.attempts:
-            if ended.error and is_proxy_failure(ended.error):
-                raise EnvironmentFault("the proxy cannot be reached: correct CUEPOINT_PROXY, or start the proxy")
             return _end(ended, tries, waited)
         pause = settings.backoff * 2 ** (tries - 1) * random.uniform(0.5, 1.0)
         log.info("tried again in %.1f s", pause)
@@ -108,9 +105,9 @@ def _try(source: str, target: Path, fetcher: Fetcher) -> Try:
     except Exception as error:  # yt-dlp and its 1,800 extractors may raise anything
         if not isinstance(error, YoutubeDLError | Ended):
             log.info("an error that yt-dlp did not expect", exc_info=True)
-        verdict = classify(error)
+        verdict = classify(error, source)
         verdict = replace(verdict, message=without_secrets(verdict.message))
-        return Try(verdict, _facts(fetcher.info), error)
+        return Try(verdict, _facts(fetcher.info))
     facts = _facts(fetched.info)
     try:
         ended = _judge(remux(fetched.path, target), facts["advertised_duration"], facts)
