@@ -6,9 +6,11 @@ from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, str(Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parent / "scripts"))
 
-from cuepoint import devices, runs
+from cuepoint import devices, runs, slurm
 from cuepoint.errors import CuepointError
 from cuepoint.layout import Layout
+from cuepoint.live import LiveProgress
+from cuepoint.plan import read_run
 from cuepoint.settings import load_settings
 
 
@@ -22,9 +24,12 @@ def or_stop(function, *args, **kwargs):
 
 SETTINGS = or_stop(load_settings, config)
 LAYOUT = Layout(SETTINGS.results)
+# SLURM jobs that a killed run left behind end first: the plan is made from what they leave.
+if workflow.is_main_process and not workflow.output_settings.dryrun:
+    or_stop(slurm.settle_orphans, LAYOUT, SETTINGS.slurm.orphans)
 # The main process plans the run; nested ones (each SLURM job parses this file again) read what it wrote.
 DRAFT = or_stop(runs.draft, SETTINGS, LAYOUT) if workflow.is_main_process else None
-RUN = DRAFT.run if DRAFT else or_stop(runs.read_run, LAYOUT)
+RUN = DRAFT.run if DRAFT else or_stop(read_run, LAYOUT)
 SHARDS = RUN.shards()
 GPUS = devices.count()
 
@@ -69,18 +74,36 @@ def get_gpu_job_threads(wildcards):
     return max(1, cores // int(workflow.global_resources["gpu"].value)) if GPUS else cores
 
 
+def get_transcribe_minutes(wildcards, input, attempt):
+    """Run time that a SLURM job asks for, from the audio that the shard's receipts tell of."""
+    return slurm.transcribe_minutes(
+        slurm.audio_lengths(input.receipts), SETTINGS.transcribe, attempt, SETTINGS.slurm.audio_speed
+    )
+
+
+def get_transcribe_memory(wildcards, input, attempt):
+    """Memory (MB) that a SLURM job asks for, from the audio that the shard's receipts tell of."""
+    return slurm.transcribe_memory(slurm.audio_lengths(input.receipts), SETTINGS.transcribe, attempt)
+
+
 _held = ExitStack()
+PROGRESS = LiveProgress(LAYOUT, SETTINGS, RUN)
 
 
 onstart:
     # Dry runs and nested processes do not come here. The lock ends with this process, however it ends.
     or_stop(_held.enter_context, runs.locked(LAYOUT, workflow.dag_settings.targets))
+    or_stop(slurm.prepare_executor, workflow.scheduler._executor, LAYOUT)
     or_stop(runs.begin, DRAFT, LAYOUT, workflow.dag_settings.targets)
+    if not (workflow.output_settings.quiet or workflow.output_settings.verbose):
+        PROGRESS.start()
 
 
 onsuccess:
+    PROGRESS.stop()
     or_stop(runs.end, SETTINGS, LAYOUT, RUN)
 
 
 onerror:
+    PROGRESS.stop()
     or_stop(runs.end, SETTINGS, LAYOUT, RUN)

@@ -8,12 +8,13 @@ rule download:
         receipt=str(LAYOUT.results / "audio" / "{ab}" / "{video_id}.json"),
     log:
         str(LAYOUT.logs / "download" / "{ab}" / "{video_id}.log"),
+    priority: 0
+    localrule: "download" in SETTINGS.slurm.local
     conda:
         "../envs/download.yaml"
     threads: 0  # bounded by `downloads`; a core each would keep the cores from the GPU job
     resources:
         downloads=1,
-    priority: 0
     params:
         source=lambda wc: RUN.sources[wc.video_id],
         attempt=lambda wc: RUN.attempts.get(wc.video_id, 0),

@@ -17,6 +17,8 @@ rule embed:
     threads: get_gpu_job_threads
     resources:
         gpu=1,
+        mem_mb=lambda wc, attempt: 8000 * attempt,
+        runtime=lambda wc, attempt: 30 * attempt,
     priority: 10
     params:
         model=lambda wc: SETTINGS.embedding.models[wc.model].result_settings(),

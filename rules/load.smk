@@ -13,10 +13,11 @@ rule load:
         str(LAYOUT.logs / "load" / "{model}.log"),
     benchmark:
         str(LAYOUT.logs / "benchmark" / "load" / "{model}.tsv")
+    priority: 30
+    localrule: "load" in SETTINGS.slurm.local
     conda:
         "../envs/load.yaml"
     threads: 2
-    priority: 30
     params:
         settings=SETTINGS.qdrant.result_settings(),
         members=members_hash(RUN),
@@ -32,6 +33,7 @@ rule load_available:
     # What exists so far into Qdrant, at any time, also while another run goes on: search before the last video is done.
     log:
         str(LAYOUT.logs / "load" / "available.log"),
+    localrule: "load" in SETTINGS.slurm.local
     conda:
         "../envs/load.yaml"
     params:

@@ -17,6 +17,8 @@ rule transcribe:
     threads: get_gpu_job_threads
     resources:
         gpu=1,
+        mem_mb=get_transcribe_memory,
+        runtime=get_transcribe_minutes,
     priority: 20
     params:
         settings=SETTINGS.transcribe.result_settings(),

@@ -91,3 +91,8 @@ class Layout:
     def throttle(self) -> Path:
         """Directory of the per-host limiter and circuit, shared by all jobs of a run."""
         return self.state / "throttle"
+
+    @property
+    def slurm_runs(self) -> Path:
+        """Names of the SLURM jobs of runs that may have been killed, one a line."""
+        return self.state / "slurm-runs"

@@ -13,6 +13,7 @@ from cuepoint.settings.download import DownloadSettings
 from cuepoint.settings.embedding import ChunkSettings, EmbeddingModel, EmbeddingSettings
 from cuepoint.settings.qdrant import QdrantSettings
 from cuepoint.settings.report import ReportSettings
+from cuepoint.settings.slurm import SlurmSettings
 from cuepoint.settings.transcribe import TranscribeSettings
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "ReportSettings",
     "Section",
     "Settings",
+    "SlurmSettings",
     "TranscribeSettings",
     "load_settings",
     "result",
@@ -55,6 +57,7 @@ class Settings(Section):
     embedding: EmbeddingSettings = EmbeddingSettings()
     qdrant: QdrantSettings = QdrantSettings()
     report: ReportSettings = ReportSettings()
+    slurm: SlurmSettings = SlurmSettings()
 
     @model_validator(mode="after")
     def _models_are_known(self) -> "Settings":
