@@ -17,7 +17,7 @@ Queues are evidence, not the rule: work piles up before the stage that is named,
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 BALANCE = 1.25  # the dearest lane costs less than this many times the next: nothing to gain from mending it alone
@@ -104,10 +104,12 @@ def name_bottleneck(measures: Sequence[StageMeasure]) -> Verdict:
     costs = sorted(((sum(stage.cost for stage in lane), lane) for lane in lanes if lane), key=lambda pair: -pair[0])
     (cost, lane), rest = costs[0], costs[1:]
     limiting = max(lane, key=lambda measure: measure.cost)
-    gain = cost / rest[0][0] if rest else None
-    if gain is not None and gain < BALANCE:
-        return Verdict(Kind.BALANCED, None, _balanced(limiting, rest[0][1]), gain)
-    kind, sentence = _SENTENCES[limiting.stage](limiting)
+    if rest and cost < BALANCE * rest[0][0]:
+        return Verdict(Kind.BALANCED, None, _balanced(limiting, rest[0][1]))
+    others = max([cost - limiting.cost, *(other for other, _ in rest)])
+    gain = cost / others if others > 0 else None
+    # What stands before one of two stages that share a device waits for the other as well.
+    kind, sentence = _SENTENCES[limiting.stage](replace(limiting, queue=sum(measure.queue for measure in lane)))
     return Verdict(kind, limiting.stage, f"{sentence}{_outlook(gain)}", gain)
 
 

@@ -15,7 +15,7 @@ from collections import Counter
 from contextlib import ExitStack
 from typing import TextIO
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.file_proxy import FileProxy
 from rich.live import Live
 from rich.text import Text
@@ -42,8 +42,7 @@ class LiveProgress(logging.Handler):
 
     def __init__(self, layout: Layout, settings: Settings, run: Run) -> None:
         super().__init__()
-        self._observer = Observer(layout, settings, run)
-        self._path = layout.logs / "progress.log"
+        self._layout, self._settings, self._run = layout, settings, run
         self._rules: dict[int, str] = {}  # of the jobs that run, by Snakemake's number
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
@@ -88,22 +87,23 @@ class LiveProgress(logging.Handler):
 
     def _watch(self) -> None:
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a", encoding="utf-8", buffering=1) as file:
+            self._layout.logs.mkdir(parents=True, exist_ok=True)
+            with (self._layout.logs / "progress.log").open("a", encoding="utf-8", buffering=1) as file:
                 self._watch_into(file)
         except (OSError, CuepointError) as error:
             log.warning("progress is not shown any more: %s", error)
 
     def _watch_into(self, file: TextIO) -> None:
         """Look and show until it is time to stop; what is seen last is always reported."""
+        observer = Observer(self._layout, self._settings, self._run)
         reported = time.monotonic()
         pause = REFRESH
         while True:
             stopping = self._stop.wait(pause)
             began = time.monotonic()
-            lines = self._observer.look().lines(Counter(list(self._rules.values())))
+            lines = observer.look().lines(Counter(list(self._rules.values())))
             if self._live:
-                self._live.update(Text("\n".join(lines)), refresh=True)
+                self._live.update(_in_terminal(lines), refresh=True)
             if stopping or began - reported >= REPORT:
                 reported = began
                 self._report(lines, file)
@@ -116,6 +116,12 @@ class LiveProgress(logging.Handler):
         file.write("".join(f"{now} {line}\n" for line in lines))
         if not self._live:
             sys.stderr.write("".join(f"{line}\n" for line in lines))
+
+
+def _in_terminal(lines: list[str]) -> Group:
+    """Stages stay on a line each in a narrow terminal; the sentence below them may take several."""
+    *stages, sentence = lines
+    return Group(*(Text(stage, no_wrap=True, overflow="ellipsis") for stage in stages), Text(sentence))
 
 
 def _is_no_noise(record: logging.LogRecord) -> bool:
