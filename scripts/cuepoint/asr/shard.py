@@ -175,7 +175,7 @@ def _ask_again(lost: Sequence[Receipt], layout: Layout) -> None:
         failures.record(layout, receipt.video_id, attempt)
     names = ", ".join(receipt.video_id for receipt in lost)
     raise DataError(
-        f"the audio of {len(lost)} videos is missing or changed ({names}): run snakemake again and it is downloaded again"
+        f"the audio of {len(lost)} videos is missing or changed ({names}): run snakemake again, it is downloaded again"
     )
 
 
