@@ -37,14 +37,16 @@ def make_receipt(layout: Layout, video_id: str, end: float, status: Status = Sta
     os.utime(path, (end, end))
 
 
-def make_telemetry(path: Path, stage: str, start: float, end: float, **columns: float) -> None:
+def make_telemetry(
+    path: Path, stage: str, start: float, end: float, error: str | None = None, **columns: float
+) -> None:
     """One row each ten seconds; `columns` are final values, reached evenly, but for `gpu_busy` and `cpu`."""
     times = np.unique(np.append(np.arange(start + 10, end, 10.0), end))
     done = (times - start) / (end - start)
     constant = {"gpu_busy", "cpu", "rss"}
     rows = {"time": times, "cpu": np.ones(len(times)), "rss": np.full(len(times), 1e9)}
     rows |= {name: np.full(len(times), value) if name in constant else value * done for name, value in columns.items()}
-    job = {"stage": stage, "name": path.stem, "pid": 1, "host": "test", "started": start, "ended": end, "error": None}
+    job = {"stage": stage, "name": path.stem, "pid": 1, "host": "test", "started": start, "ended": end, "error": error}
     path.parent.mkdir(parents=True, exist_ok=True)
     table = pa.table(rows).replace_schema_metadata({b"cuepoint.job": json.dumps(job).encode()})
     pq.write_table(table, path)
