@@ -5,6 +5,7 @@ import math
 import os
 import threading
 import time
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from cuepoint.download.classify import HOUR, Ended, Verdict
 from cuepoint.download.cookies import cookie_path
 from cuepoint.download.limiter import Limiter
 from cuepoint.errors import EnvironmentFault
+from cuepoint.layout import Layout
 from cuepoint.settings import DownloadSettings
 from cuepoint.states import Status
 
@@ -25,6 +27,7 @@ log = logging.getLogger(__name__)
 
 _MAX_PAGE_BYTES = 64 * 1024**2  # of a page or an API answer; the largest real ones have a few MB
 _MIN_RATE = 1024  # bytes/s: a transfer that is slower brings less audio than is spoken meanwhile
+_MAX_TEXT = 1000  # characters of a title or a name that are kept
 _BLOCK = 16 * 1024  # bytes read at a time, so that the speed of a slow transfer is seen while it goes on
 
 
@@ -36,18 +39,13 @@ class Fetched:
     info: dict[str, Any]
 
 
-class Fetcher(YoutubeDL):
-    """yt-dlp for one try: its requests go through the limiter, its answers are bounded in size and in patience.
+class Session(YoutubeDL):
+    """yt-dlp as this project uses it: its requests go through the limiter, its answers are bounded in size."""
 
-    `info` holds what was learnt about the video, also when the try failed.
-    """
-
-    def __init__(self, folder: Path, cache: Path, settings: DownloadSettings, limiter: Limiter):
-        self.info: dict[str, Any] = {}
-        self._limits = settings
+    def __init__(self, layout: Layout, settings: DownloadSettings, limiter: Limiter, **options: Any):
         self._limiter = limiter
         self._responses: list[Any] = []
-        super().__init__(_options(self, folder, cache, settings))
+        super().__init__(_options(layout, settings) | options)
 
     def urlopen(self, req: Any) -> Any:
         """Open a URL (yt-dlp's one door to the network) when the host's pace allows it."""
@@ -59,6 +57,31 @@ class Fetcher(YoutubeDL):
 
     def save_cookies(self) -> None:
         """Leave the user's cookie file alone: parallel jobs would overwrite each other's."""
+
+
+class Fetcher(Session):
+    """One try at one video; partial files stay in `folder`, from where another try goes on.
+
+    `info` holds what was learnt about the video, also when the try failed.
+    """
+
+    def __init__(self, folder: Path, layout: Layout, settings: DownloadSettings, limiter: Limiter):
+        self.info: dict[str, Any] = {}
+        self._limits = settings
+        super().__init__(
+            layout,
+            settings,
+            limiter,
+            format=self.select,
+            format_sort=settings.format_sort,
+            match_filter=self.examine,
+            progress_hooks=[self.check_size],
+            outtmpl={"default": f"{str(folder).replace('%', '%%')}/media.%(format_id).40B.%(ext)s"},
+            restrictfilenames=True,
+            overwrites=False,
+            noplaylist=True,
+            playlist_items="1:2",
+        )
 
     def fetch(self, url: str) -> Fetched:
         """Download the audio of `url`. Raises whatever yt-dlp raises, or Ended, for anything else than a file."""
@@ -140,24 +163,15 @@ def _language_rank(track: dict[str, Any]) -> float:
     return -1 if rank is None else rank
 
 
-def _options(fetcher: Fetcher, folder: Path, cache: Path, settings: DownloadSettings) -> dict[str, Any]:
+def _options(layout: Layout, settings: DownloadSettings) -> dict[str, Any]:
     """yt-dlp's options: nothing from its config files, nothing executed, no retries of its own (the caller's count)."""
     return {
         "quiet": True,
         "noprogress": True,
         "logger": _Log(),
         "color": "never",
-        "format": fetcher.select,
-        "format_sort": settings.format_sort,
-        "outtmpl": {"default": str(folder / "media.%(format_id).40B.%(ext)s").replace("%%", "%")},
-        "restrictfilenames": True,
-        "overwrites": False,
-        "continuedl": True,
-        "noplaylist": True,
         "extract_flat": "in_playlist",
-        "playlist_items": "1:2",
-        "match_filter": fetcher.examine,
-        "progress_hooks": [fetcher.check_size],
+        "continuedl": True,
         "retries": 0,
         "extractor_retries": 1,
         "fragment_retries": 1,
@@ -169,14 +183,12 @@ def _options(fetcher: Fetcher, folder: Path, cache: Path, settings: DownloadSett
         "socket_timeout": settings.socket_timeout,
         "buffersize": _BLOCK,
         "noresizebuffer": True,
-        "cachedir": str(cache),
+        # The players' scripts of sites, which each job would fetch again.
+        "cachedir": str(layout.state / "cache" / "yt-dlp"),
         "js_runtimes": {"deno": {}, "node": {}},
         "proxy": os.environ.get("CUEPOINT_PROXY"),
         "cookiefile": _cookie_file(settings),
-        "writesubtitles": False,
-        "check_formats": False,
         "enable_file_urls": False,
-        "allow_unplayable_formats": False,
     }
 
 
@@ -187,6 +199,14 @@ def without_secrets(text: str) -> str:
     for secret in filter(None, (proxy, password, unquote(password) if password else None)):
         text = text.replace(secret, "***")
     return text
+
+
+def clean_text(value: Any) -> str | None:
+    """A text without control characters and lone surrogates (which no file could hold), cut to a bearable length."""
+    if value is None:
+        return None
+    clean = "".join(" " if unicodedata.category(character) in {"Cc", "Cs"} else character for character in str(value))
+    return " ".join(clean.split())[:_MAX_TEXT] or None
 
 
 def _cookie_file(settings: DownloadSettings) -> str | None:

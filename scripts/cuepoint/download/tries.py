@@ -5,7 +5,6 @@ import math
 import random
 import re
 import time
-import unicodedata
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ import av
 from yt_dlp.utils import YoutubeDLError
 
 from cuepoint.download.classify import Ended, Verdict, classify
-from cuepoint.download.fetch import Fetcher, without_secrets
+from cuepoint.download.fetch import Fetcher, clean_text, without_secrets
 from cuepoint.download.limiter import CircuitExhausted, Limiter
 from cuepoint.download.remux import Audio, remux
 from cuepoint.errors import EnvironmentFault
@@ -24,8 +23,6 @@ from cuepoint.settings import DownloadSettings
 from cuepoint.states import Status
 
 log = logging.getLogger(__name__)
-
-_MAX_TEXT = 1000  # characters of a title or a name that are kept
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ def from_file(source: Path, target: Path) -> dict[str, Any]:
     if not source.is_file():
         verdict = Verdict(Status.UNAVAILABLE, f"there is no file {source}")
         return _end(Try(verdict), tries=1)
-    facts = {"title": _text(source.stem)}
+    facts = {"title": clean_text(source.stem)}
     try:
         audio = remux(source, target)
     except av.FFmpegError as error:
@@ -63,7 +60,6 @@ def from_url(source: str, target: Path, layout: Layout, settings: DownloadSettin
     """
     limiter = Limiter(layout, settings)
     partial = layout.partial(target.stem)
-    cache = layout.state / "cache" / "yt-dlp"  # the players' scripts of sites, that each job would fetch again
     tries, waited, confirmed = 0, 0.0, False
     refusals: set[float] = set()  # circuits of the site that this video opened: others were answered in between
     while True:
@@ -73,7 +69,7 @@ def from_url(source: str, target: Path, layout: Layout, settings: DownloadSettin
             return _end(Try(Verdict(Status.THROTTLED, str(exhausted))), tries, waited)
         waited += admission.waited
         partial.mkdir(parents=True, exist_ok=True)
-        ended = _try(source, target, Fetcher(partial, cache, settings, limiter))
+        ended = _try(source, target, Fetcher(partial, layout, settings, limiter))
         verdict = ended.verdict
         log.info("%s: %s", verdict.status, verdict.message or source)
         match verdict.status:
@@ -159,22 +155,14 @@ def _facts(info: dict[str, Any]) -> dict[str, Any]:
     """What a site says about a video, as fields of a receipt. All of it is data from outside: checked and cleaned."""
     date = str(info.get("upload_date") or "")
     return {
-        "title": _text(info.get("title")),
-        "channel": _text(info.get("channel") or info.get("uploader")),
-        "channel_id": _text(info.get("channel_id") or info.get("uploader_id")),
+        "title": clean_text(info.get("title")),
+        "channel": clean_text(info.get("channel") or info.get("uploader")),
+        "channel_id": clean_text(info.get("channel_id") or info.get("uploader_id")),
         "upload_date": date if re.fullmatch(r"\d{8}", date) else None,
         "advertised_duration": _seconds(info.get("duration")),
-        "format_id": _text(info.get("format_id")),
-        "language": _text(info.get("language")),
+        "format_id": clean_text(info.get("format_id")),
+        "language": clean_text(info.get("language")),
     }
-
-
-def _text(value: Any) -> str | None:
-    """A text without control characters and lone surrogates (which no file could hold), cut to a bearable length."""
-    if value is None:
-        return None
-    clean = "".join(" " if unicodedata.category(character) in {"Cc", "Cs"} else character for character in str(value))
-    return " ".join(clean.split())[:_MAX_TEXT] or None
 
 
 def _seconds(value: Any) -> float | None:
