@@ -82,8 +82,12 @@ class Layout:
         """Directory of a download that has not ended yet: what another try, or another run, goes on from."""
         return self.state / "partial" / prefix(video_id) / video_id
 
+    def exported_model(self, fingerprint: str) -> Path:
+        """Directory of an embedding model in the form that a backend runs."""
+        return self.state / "cache" / "models" / fingerprint
+
     def lock(self, kind: str, name: str) -> Path:
-        """The lock file of one thing of a kind (run, video, shard, gpu, collection)."""
+        """The lock file of one thing of a kind (run, video, shard, model, gpu, collection)."""
         folder = self.state / "locks" / kind
         return (folder / prefix(name) if kind == "video" else folder) / f"{name}.lock"
 

@@ -11,9 +11,10 @@ class ChunkSettings(Section):
     """How transcripts are cut into passages."""
 
     target_tokens: int = result(200, ge=16)
-    """Tokens of a chunk by the embedding model's own tokenizer; never more than the model can read."""
+    """Most tokens of a chunk, counted by the embedding model's own tokenizer with its special tokens and prompt; never
+    more than the model reads."""
     overlap_sentences: int = result(1, ge=0, le=10)
-    """Whole sentences that a chunk repeats from the one before."""
+    """Whole sentences that a chunk repeats from the one before, where they are at most a quarter of it."""
     max_gap: float = result(15.0, gt=0)
     """Seconds of pause that no chunk spans."""
 
@@ -22,38 +23,49 @@ class EmbeddingModel(Section):
     """One embedding model."""
 
     model: str = result(min_length=1)
-    """A sentence-transformers model: Hugging Face repository, local directory, or `package:NAME/SUBDIRECTORY`."""
+    """A sentence-transformers model with safetensors weights: Hugging Face repository, local directory, or
+    `package:NAME/SUBDIRECTORY` inside an installed Python package (`package:NAME` if it holds one model)."""
     revision: str | None = result(None)
     """Commit of the model's repository; without one the newest is taken, and recorded as resolved."""
-    query_prompt: str = result("")
-    """Put before every query (and never before passages)."""
+    query_prompt: str = ""
+    """Put before every query (and never before passages): changing it embeds nothing again."""
     passage_prompt: str = result("")
     """Put before every passage."""
     max_tokens: int | None = result(None, ge=16)
     """Tokens that the model reads, special tokens counted; by default what the model itself says."""
+    append_eos: bool = result(False)
+    """End every text with the tokenizer's end-of-text token, for models that pool it and a tokenizer that leaves it
+    to the caller."""
     truncate_dim: int | None = result(None, ge=8)
     """Keep only the first N dimensions (for models trained for it)."""
     normalize: bool = result(True)
     """Scale vectors to unit length (cosine search needs it)."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = result("auto")
-    """Arithmetic on a GPU: `auto` measures best there; on a CPU it is always float32."""
+    """Arithmetic on a GPU: `auto` is bfloat16 where the GPU has it, else float16. On a CPU it is always float32."""
     trust_remote_code: bool = result(False)
     """Run Python code from the model's repository. Off unless you trust it."""
     batch_tokens: int = Field(16384, ge=256)
-    """Tokens of a batch, padding counted."""
+    """Tokens of a batch on a GPU, padding counted; it halves by itself when memory runs out."""
 
 
 READY_MADE: dict[str, dict[str, Any]] = {
-    "all-MiniLM-L6-v2": {"model": "sentence-transformers/all-MiniLM-L6-v2"},
+    "all-MiniLM-L6-v2": {
+        "model": "sentence-transformers/all-MiniLM-L6-v2",
+        "revision": "c9745ed1d9f207416be6d2e6f8de32d1f16199bf",
+    },
     "bge-small-en-v1.5": {
         "model": "BAAI/bge-small-en-v1.5",
+        "revision": "5c38ec7c405ec4b44b94cc5a9bb96e735b38267a",
         "query_prompt": "Represent this sentence for searching relevant passages: ",
     },
+    # Pools the last token, so texts must end in the end-of-text token. Its config.json says `is_causal: false`, which
+    # transformers' own Qwen2 follows by attending to both sides: no code from the repository is needed.
     "gte-Qwen2-1.5B-instruct": {
         "model": "Alibaba-NLP/gte-Qwen2-1.5B-instruct",
         "query_prompt": (
             "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery: "
         ),
+        "append_eos": True,
     },
 }
 
@@ -65,8 +77,9 @@ class EmbeddingSettings(Section):
     """Names of the models to embed with; each has its own files and its own collection."""
     models: dict[str, EmbeddingModel] = Field(default_factory=dict)
     """Models that `use` can name, beside the ready-made ones (an entry of the same name replaces it)."""
-    backend: Literal["auto", "torch", "onnx", "openvino"] = "auto"
-    """Engine on a CPU; `auto` takes the one that measured fastest."""
+    backend: Literal["auto", "torch", "openvino"] = "auto"
+    """Engine on a CPU: `auto` is openvino, which measured fastest (the model is converted once, and kept). A GPU always
+    uses torch."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """Where the model runs; `auto` takes a GPU if there is one."""
 

@@ -1,0 +1,158 @@
+"""An embedding model that is ready: texts in, vectors out, nothing cut off and nothing broken passed on."""
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from cuepoint.embedding.engines import Engine, OpenVinoEngine, TorchEngine, batches
+from cuepoint.embedding.exported import Backend, Exported, export
+from cuepoint.embedding.location import ModelFiles, locate
+from cuepoint.errors import ConfigError, DataError
+from cuepoint.layout import Layout
+from cuepoint.settings import EmbeddingModel, EmbeddingSettings, Settings
+
+log = logging.getLogger(__name__)
+
+Device = Literal["cpu", "cuda"]
+
+VERSION = 1
+"""Of what becomes of a text: raise it when the same text gets another vector."""
+
+UNIT_TOLERANCE = 1e-3  # of a vector's length
+
+
+class Embedder:
+    """One model on `device` (`cpu` or `cuda`). The weights are loaded with the first text, or by `load`."""
+
+    def __init__(
+        self, model: EmbeddingModel, files: ModelFiles, exported: Exported, device: Device, threads: int
+    ) -> None:
+        os.environ.setdefault("RAYON_NUM_THREADS", str(threads))  # of the tokenizer, which takes all cores otherwise
+        from tokenizers import Tokenizer
+
+        self.revision = files.revision
+        self.device = device
+        self._model, self._files, self._exported = model, files, exported
+        self._threads = threads
+        self._engine: Engine | None = None
+        self._tokenizer = Tokenizer.from_file(str(exported.path / "tokenizer.json"))
+        if (model.max_tokens or 0) > exported.max_tokens:
+            raise ConfigError(
+                f"max_tokens of embedding model {model.model!r} is {model.max_tokens}, but it reads "
+                f"{exported.max_tokens}"
+            )
+        if (model.truncate_dim or 0) > exported.dimension:
+            raise ConfigError(
+                f"truncate_dim of embedding model {model.model!r} is {model.truncate_dim}, but its vectors have "
+                f"{exported.dimension} dimensions"
+            )
+
+    @property
+    def dimension(self) -> int:
+        """Numbers in a vector."""
+        return self._model.truncate_dim or self._exported.dimension
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens that the model reads, special tokens and prompt counted."""
+        return self._model.max_tokens or self._exported.max_tokens
+
+    def count_tokens(self, passages: Sequence[str]) -> list[int]:
+        """Tokens of each passage as the model reads it: prompt and special tokens counted."""
+        return [len(ids) for ids in self.tokenize(passages)]
+
+    def tokenize(self, passages: Sequence[str]) -> list[list[int]]:
+        """Token IDs of each passage, with prompt and special tokens."""
+        return self._ids(self._model.passage_prompt, passages)
+
+    def encode_passages(self, passages: Sequence[str]) -> np.ndarray:
+        """Vectors of passages, (n, d) float32. Raises DataError for one that the model would cut or spoil."""
+        return self.encode_tokens(self.tokenize(passages), [f"passage {i}" for i in range(len(passages))])
+
+    def encode_query(self, query: str) -> np.ndarray:
+        """Vector of a query, (d,) float32. A query longer than the model reads is cut, and that is logged."""
+        ids = self._ids(self._model.query_prompt, [query])[0]
+        if len(ids) > self.max_tokens:
+            log.warning("the query has %d tokens and the model reads %d: its end is ignored", len(ids), self.max_tokens)
+            ids = [*ids[: self.max_tokens - 1], ids[-1]]  # the last one is the model's end token
+        return self.encode_tokens([ids], ["the query"])[0]
+
+    def encode_tokens(self, texts: Sequence[Sequence[int]], names: Sequence[str]) -> np.ndarray:
+        """Vectors of texts given as token IDs, (n, d) float32; `names` say in errors which text it was."""
+        for ids, name in zip(texts, names, strict=True):
+            if len(ids) > self.max_tokens:
+                raise DataError(
+                    f"{name} has {len(ids)} tokens and {self._model.model} reads {self.max_tokens}: its end would be "
+                    "ignored; this is a fault of the chunking, please report it"
+                )
+        vectors = np.empty((len(texts), self._exported.dimension), np.float32)
+        engine = self.load()
+        for batch, found in engine.run(batches(texts, engine.batch_tokens, engine.one_length)):
+            vectors[batch.numbers] = found
+        return finished(vectors, names, self._model)
+
+    def load(self, gpu: int = 0) -> Engine:
+        """The engine with its weights loaded: on the GPU with CUDA's number `gpu`, if the device is one."""
+        if self._engine is None:
+            graph = self._exported.path / "model.xml"
+            if graph.is_file():
+                self._engine = OpenVinoEngine(graph, self._threads)
+            else:
+                device = f"cuda:{gpu}" if self.device == "cuda" else self.device
+                self._engine = TorchEngine(self._model, self._files, device, self._threads)
+        return self._engine
+
+    def _ids(self, prompt: str, texts: Sequence[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self._tokenizer.encode_batch([prompt + text for text in texts])]
+
+
+def open_embedder(name: str, settings: Settings, *, device: Device = "cpu", threads: int = 1) -> Embedder:
+    """The configured model `name` on `device`. One query is answered soonest by the CPU.
+
+    Raises ConfigError for a model that cannot be used, EnvironmentFault for what is missing on this machine.
+    """
+    model = settings.embedding.models[name]
+    return open_model(model, settings.embedding, Layout(settings.results), device=device, threads=threads)
+
+
+def open_model(
+    model: EmbeddingModel,
+    settings: EmbeddingSettings,
+    layout: Layout,
+    *,
+    device: Device = "cpu",
+    threads: int = 1,
+    files: ModelFiles | None = None,
+) -> Embedder:
+    """`model` on `device`; `files` when they have been located already."""
+    files = files or locate(model)
+    backend: Backend = "openvino" if device == "cpu" and settings.backend != "torch" else "torch"
+    return Embedder(model, files, export(model, files, backend, layout), device, threads)
+
+
+def finished(vectors: np.ndarray, names: Sequence[str], model: EmbeddingModel) -> np.ndarray:
+    """The model's vectors as they are stored: cut to `truncate_dim`, unit length. Raises DataError for a broken one."""
+    vectors = vectors[:, : model.truncate_dim]
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    usable = np.isfinite(lengths[:, 0]) & (lengths[:, 0] > 0)
+    if not usable.all():
+        name = names[int(np.flatnonzero(~usable)[0])]
+        raise DataError(
+            f"{model.model} gave {name} a vector of zeros or not-a-number: set `dtype: float32` for the model if this "
+            "was a GPU in half precision, else its weights are damaged"
+        )
+    return np.ascontiguousarray(vectors / lengths if model.normalize else vectors, dtype=np.float32)
+
+
+def check_vectors(vectors: np.ndarray, names: Sequence[str], unit: bool) -> None:
+    """Raise DataError, naming the chunk, for a vector that is not finite, is zero or, if `unit`, not of length 1."""
+    lengths = np.linalg.norm(vectors, axis=1)
+    good = np.isfinite(lengths) & (lengths > 0)
+    if unit:
+        good &= np.abs(lengths - 1) <= UNIT_TOLERANCE
+    if not good.all():
+        worst = int(np.flatnonzero(~good)[0])
+        raise DataError(f"the vector of {names[worst]} is broken: its length is {lengths[worst]}")

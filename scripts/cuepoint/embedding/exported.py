@@ -1,0 +1,167 @@
+"""What is kept of a model beside its own files: its tokenizer, its measures and, for the CPU, its OpenVINO form.
+
+Made once for each revision and kept in the run's cache. Chunking, a shard without any chunk and `cuepoint search` then
+need neither torch nor transformers: a query is embedded about a second after the command starts.
+"""
+
+import json
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
+
+from cuepoint.embedding.location import ModelFiles
+from cuepoint.errors import ConfigError, EnvironmentFault
+from cuepoint.fingerprint import fingerprint
+from cuepoint.layout import Layout
+from cuepoint.locks import hold
+from cuepoint.settings import EmbeddingModel
+from cuepoint.tables import package_versions
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+log = logging.getLogger(__name__)
+
+Backend = Literal["torch", "openvino"]
+_VERSION = 1  # of the folder's contents
+_PACKAGES = {"torch": ("transformers", "tokenizers"), "openvino": ("transformers", "tokenizers", "torch", "openvino")}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A folder with `tokenizer.json`, `model.json` (the numbers below) and, for OpenVINO, `model.xml` and `.bin`."""
+
+    path: Path
+    dimension: int  # of the vectors that the model itself gives
+    max_tokens: int  # that the model reads, special tokens counted
+
+
+def export(model: EmbeddingModel, files: ModelFiles, backend: Backend, layout: Layout) -> Exported:
+    """The exported form of a model, made now if it is not in the cache."""
+    key = fingerprint(
+        version=_VERSION,
+        revision=files.revision,
+        trust_remote_code=model.trust_remote_code,
+        append_eos=model.append_eos,
+        backend=backend,
+        packages=package_versions("sentence-transformers", *_PACKAGES[backend]),
+    )
+    path = layout.exported_model(key)
+    if not (path / "model.json").is_file():
+        with hold(layout.lock("model", key), f"the export of {model.model}"):
+            if not (path / "model.json").is_file():
+                log.info("exporting %s for %s, once", model.model, backend)
+                with _whole_directory(path) as folder:
+                    _export(model, files, backend, folder)
+    return Exported(path, **json.loads((path / "model.json").read_text()))
+
+
+def load_sentence_transformer(model: EmbeddingModel, files: ModelFiles, **options: Any) -> "SentenceTransformer":
+    """The model as sentence-transformers loads it, in evaluation mode. Never asks the network."""
+    from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    try:
+        return SentenceTransformer(
+            str(files.path),
+            local_files_only=True,
+            trust_remote_code=model.trust_remote_code,
+            model_kwargs={"use_safetensors": True, **options.pop("model_kwargs", {})},
+            **options,
+        ).eval()
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ConfigError(f"embedding model {model.model!r} cannot be loaded from {files.path}: {error}") from error
+
+
+def import_openvino() -> ModuleType:
+    """OpenVINO without its telemetry: importing it would send an event to a web service."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # an import of it fails: its stub is used
+    try:
+        import openvino
+    except ImportError as error:
+        raise EnvironmentFault(
+            f"OpenVINO cannot be imported ({error}): pip install openvino, or set embedding.backend to torch"
+        ) from error
+    return openvino
+
+
+def _export(model: EmbeddingModel, files: ModelFiles, backend: Backend, folder: Path) -> None:
+    transformer = load_sentence_transformer(model, files, device="cpu", model_kwargs={"dtype": "float32"})
+    tokenizer = _plain_tokenizer(transformer, model)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    if backend == "openvino":
+        _to_openvino(transformer, model, folder / "model.xml")
+    dimension, max_tokens = transformer.get_embedding_dimension(), transformer.max_seq_length
+    if not dimension or not max_tokens:
+        raise ConfigError(f"embedding model {model.model!r} does not say its dimension and length: set max_tokens")
+    written = {"dimension": dimension, "max_tokens": max_tokens}
+    (folder / "model.json").write_text(json.dumps(written) + "\n")
+
+
+def _plain_tokenizer(transformer: "SentenceTransformer", model: EmbeddingModel) -> Any:
+    """The model's own fast tokenizer, set to cut nothing off and to pad nothing."""
+    from tokenizers import Tokenizer
+    from tokenizers.processors import Sequence, TemplateProcessing
+
+    own = transformer.tokenizer
+    if not getattr(own, "is_fast", False):
+        raise ConfigError(f"embedding model {model.model!r} has no fast tokenizer (tokenizer.json)")
+    tokenizer = Tokenizer.from_str(own.backend_tokenizer.to_str())
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if model.append_eos and tokenizer.encode("a").ids[-1] != own.eos_token_id:
+        template = TemplateProcessing(single=f"$A {own.eos_token}", special_tokens=[(own.eos_token, own.eos_token_id)])
+        steps = [tokenizer.post_processor] if tokenizer.post_processor else []
+        tokenizer.post_processor = Sequence([*steps, template])
+    return tokenizer
+
+
+def _to_openvino(transformer: "SentenceTransformer", model: EmbeddingModel, target: Path) -> None:
+    """All modules of the model (transformer, pooling, …) as one float32 graph: token IDs and mask to vectors."""
+    import torch
+
+    openvino = import_openvino()
+
+    class Whole(torch.nn.Module):
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            return transformer({"input_ids": input_ids, "attention_mask": attention_mask})["sentence_embedding"]
+
+    whole = Whole()
+    whole.transformer = transformer  # its weights belong to the graph
+    # Two texts, one of them padded, so that nothing is taken for granted that holds for one text alone.
+    ids = torch.ones((2, 8), dtype=torch.int64)
+    mask = ids.clone()
+    mask[1, 5:] = 0
+    try:
+        with torch.no_grad():
+            graph = openvino.convert_model(whole.eval(), example_input={"input_ids": ids, "attention_mask": mask})
+    except Exception as error:  # the converter raises whatever its many parts raise
+        raise EnvironmentFault(
+            f"OpenVINO cannot convert {model.model!r} ({type(error).__name__}: {error}): set embedding.backend to torch"
+        ) from error
+    openvino.save_model(graph, target, compress_to_fp16=False)
+
+
+@contextmanager
+def _whole_directory(target: Path) -> Iterator[Path]:
+    """A new directory that becomes `target` only when it is complete."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".new-") as folder:
+        made = Path(folder) / target.name
+        made.mkdir()
+        yield made
+        for file in made.iterdir():
+            with file.open("rb") as content:
+                os.fsync(content.fileno())
+        if target.exists():  # without its model.json: not made by this function
+            shutil.rmtree(target)
+        made.rename(target)
