@@ -1,8 +1,8 @@
 """Loading into Qdrant: the same promises for a directory (Edge) and for a server.
 
-qdrant-client's local mode stands in for the server, through the server's own adapter; with QDRANT_URL set the same
-tests also run against the real one. A server's refusals (no key, no room, no time) come from a small gRPC service,
-because no server can be had from a package registry.
+For the server stands `wire_qdrant`: qdrant-client's local mode behind Qdrant's own gRPC protocol, because no server can
+be had from a package registry. With QDRANT_URL set the same tests also run against a real one. Refusals that it cannot
+give (no room, no time) come from a service that answers everything with one status.
 """
 
 import functools
@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from qdrant_client import QdrantClient, models
+from wire_qdrant import WireQdrant
 
 from cuepoint import qdrant
 from cuepoint.errors import CuepointError, DataError, EnvironmentFault
@@ -39,7 +40,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect",
 DIMENSION = 16
 MODEL = "all-MiniLM-L6-v2"
 OTHER = "bge-small-en-v1.5"
-PLACES = ["edge", "client", *(["server"] if os.environ.get("QDRANT_URL") else [])]
+PLACES = ["edge", "wire", *(["server"] if os.environ.get("QDRANT_URL") else [])]
 
 
 class Corpus:
@@ -128,10 +129,11 @@ def place(request, tmp_path):
     """Makes a store; those made by one test share what they hold, as two runs of a program do."""
     if request.param == "edge":
         yield lambda: EdgeStore(tmp_path / "edge")
-    elif request.param == "client":
-        client = QdrantClient(":memory:")
-        settings = load_settings({}).qdrant
-        yield lambda: ServerStore(client, settings)
+    elif request.param == "wire":
+        wire = WireQdrant()
+        settings = load_settings({"qdrant": wire.settings()}).qdrant
+        yield lambda: ServerStore(connect(settings), settings)
+        wire.stop()
     else:
         settings = load_settings({"qdrant": {"location": os.environ["QDRANT_URL"]}}).qdrant
         client = connect(settings)

@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+import textwrap
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +16,7 @@ from cuepoint.qdrant.collection import Filters
 if TYPE_CHECKING:
     from cuepoint.search import Result
 
+INDENT = "    "
 _DAY = {"formats": ["%Y-%m-%d"], "metavar": "YYYY-MM-DD", "show_default": False}
 
 
@@ -69,20 +71,18 @@ def _ask() -> Iterator[str]:
             yield asked
 
 
-def _show(results: Iterable["Result"]) -> None:
+def _show(results: Sequence["Result"]) -> None:
     from rich.console import Console
-    from rich.padding import Padding
     from rich.text import Text
 
-    console = Console(highlight=False, markup=False, emoji=False)
-    shown = 0
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     for result in results:
         about = " · ".join(filter(None, (result.title or result.video_id, result.channel, result.upload_date)))
-        console.print(Text.assemble((f"{result.rank:2}  {result.score:.2f}  ", "dim"), (about, "bold")), soft_wrap=True)
-        console.print(Padding(f"{_clock(result.start)}-{_clock(result.end)}  {result.text}", (0, 0, 0, 4)))
-        console.print(f"    {result.url}\n", style="cyan", soft_wrap=True)
-        shown += 1
-    if not shown:
+        passage = f"{_clock(result.start)}-{_clock(result.end)}  {result.text}"
+        console.print(Text.assemble((f"{result.rank:2}  {result.score:.2f}  ", "dim"), (about, "bold")))
+        console.print(textwrap.fill(passage, console.width, initial_indent=INDENT, subsequent_indent=INDENT))
+        console.print(f"{INDENT}{result.url}\n", style="cyan")
+    if not results:
         typer.echo("nothing found", err=True)
 
 
