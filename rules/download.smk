@@ -9,6 +9,8 @@ rule download:
     log:
         str(LAYOUT.logs / "download" / "{ab}" / "{video_id}.log"),
     priority: 0
+    group:
+        None if "download" in SETTINGS.slurm.local else "download"
     localrule: "download" in SETTINGS.slurm.local
     conda:
         "../envs/download.yaml"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cuepoint import slurm
 from cuepoint.errors import CuepointError
 
 log = logging.getLogger(__name__)
@@ -23,6 +24,8 @@ def job(log_file: str | Path, level: int = logging.INFO) -> Iterator[None]:
         filename=log_file, level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
     )
     logging.captureWarnings(True)
+    if allocation := slurm.allocation():
+        log.info("%s", allocation)
     try:
         yield
     except CuepointError as error:
