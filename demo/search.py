@@ -36,15 +36,9 @@ def show_ledger(console: Console) -> None:
     """Print one line a video: how it ended, and why."""
     table = Table("video", "status", "segments", "why", "next", title="What was ingested")
     for row in pq.read_table(DEMO / "results" / "report" / "ledger.parquet").to_pylist():
-        reason = (row["error"] or "").splitlines()[:1]
-        cells = [
-            row["title"] or row["source"],
-            row["status"],
-            str(row["segments"] or ""),
-            *(reason or [""]),
-            row["next"],
-        ]
-        table.add_row(*cells)
+        reason = next(iter((row["error"] or "").splitlines()), "")
+        cells = (row["title"] or row["source"], row["status"], str(row["segments"] or ""), reason, row["next"])
+        table.add_row(*map(escape, cells))
     console.print(table)
 
 
