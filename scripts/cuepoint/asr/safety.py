@@ -26,40 +26,33 @@ class Flag(StrEnum):
 # What Whisper writes over music and noise, from its training data's subtitles: the most frequent outputs on non-speech
 # in Koenecke et al. 2024 (arXiv:2402.08021) and Barański et al. 2025 (arXiv:2501.11378), and the credits of subtitle
 # communities that users report in openai/whisper's discussions. Whole segments only: a talk may contain the words.
-PHRASES: dict[str, frozenset[str]] = {
-    "en": frozenset(
-        {
-            "thank you for watching",
-            "thanks for watching",
-            "thank you so much for watching",
-            "please subscribe",
-            "please subscribe to my channel",
-            "like and subscribe",
-            "subtitles by the amara org community",
-            "subtitles by",
-        }
+PHRASES: dict[str, tuple[str, ...]] = {
+    "de": (
+        "Untertitel der Amara.org-Community",
+        "Untertitel im Auftrag des ZDF für funk, 2017",
+        "Untertitelung des ZDF, 2020",
+        "Vielen Dank fürs Zuschauen!",
     ),
-    "de": frozenset(
-        {
-            "untertitel der amara org community",
-            "untertitel im auftrag des zdf fur funk 2017",
-            "untertitelung des zdf 2020",
-            "vielen dank furs zuschauen",
-        }
+    "en": (
+        "Thank you for watching.",
+        "Thanks for watching!",
+        "Thank you so much for watching.",
+        "Please subscribe.",
+        "Please subscribe to my channel.",
+        "Like and subscribe!",
+        "Subtitles by the Amara.org community",
     ),
-    "fr": frozenset(
-        {
-            "sous titres realises par la communaute d amara org",
-            "sous titrage societe radio canada",
-            "merci d avoir regarde cette video",
-        }
+    "es": ("Subtítulos realizados por la comunidad de Amara.org", "¡Gracias por ver el video!"),
+    "fr": (
+        "Sous-titres réalisés par la communauté d'Amara.org",
+        "Sous-titrage Société Radio-Canada",
+        "Merci d'avoir regardé cette vidéo.",
     ),
-    "es": frozenset({"subtitulos realizados por la comunidad de amara org", "gracias por ver el video"}),
-    "it": frozenset({"sottotitoli creati dalla comunita amara org", "sottotitoli e revisione a cura di qtss"}),
-    "pt": frozenset({"legendas pela comunidade amara org", "obrigado por assistir"}),
-    "ru": frozenset({"субтитры сделал dimatorzok", "продолжение следует"}),
-    "ja": frozenset({"ご視聴ありがとうございました"}),
-    "zh": frozenset({"字幕由amara org社区提供", "请不吝点赞 订阅 转发 打赏支持明镜与点点栏目"}),
+    "it": ("Sottotitoli creati dalla comunità Amara.org", "Sottotitoli e revisione a cura di QTSS"),
+    "ja": ("ご視聴ありがとうございました",),
+    "pt": ("Legendas pela comunidade Amara.org", "Obrigado por assistir."),
+    "ru": ("Субтитры сделал DimaTorzok", "Продолжение следует..."),
+    "zh": ("字幕由Amara.org社区提供", "请不吝点赞 订阅 转发 打赏支持明镜与点点栏目"),
 }
 
 # Four words said four times in one segment are a loop, not a refrain: long enough that "no, no, no, no" is none.
@@ -73,7 +66,7 @@ def suspicions(decoded: Decoded, settings: TranscribeSettings) -> list[set[Flag]
     """Flags of each segment of a clip."""
     of_clip = _of_clip(decoded, settings)
     normal = [_normal(segment.text) for segment in decoded.segments]
-    phrases = PHRASES.get(decoded.language, frozenset())
+    phrases = {_normal(phrase) for phrase in PHRASES.get(decoded.language, ())}
     flags = []
     for place, text in enumerate(normal):
         found = set(of_clip)

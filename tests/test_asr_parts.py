@@ -1,0 +1,145 @@
+"""The parts of transcription: speech in audio of any length, times of clips, stamps, and what looks wrong."""
+
+import json
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from faster_whisper.audio import decode_audio
+from faster_whisper.vad import VadOptions, get_speech_timestamps
+
+from cuepoint.asr import speech
+from cuepoint.asr.engine import Decoded, Segment, split_at_stamps
+from cuepoint.asr.safety import Flag, count_suspect, suspicions
+from cuepoint.asr.speech import RATE, VAD, Clip, Speech, find_speech, pack
+from cuepoint.settings import TranscribeSettings
+
+ROOT = Path(__file__).parents[1]
+CLIPS = ROOT / "demo" / "clips"
+MANIFEST = json.loads((ROOT / "demo" / "manifest.json").read_text())
+STAMP = 1000  # the first stamp's token in these tests
+
+
+def samples_of(name):
+    return (decode_audio(str(CLIPS / f"{name}.opus")) * 32768).astype(np.int16)
+
+
+@pytest.fixture(scope="module")
+def talk():
+    """Two and a half minutes of the demo's voices, (n,) int16."""
+    names = [clip["video_id"] for clip in MANIFEST if clip["kind"] == "speech"][:10]
+    return np.concatenate([samples_of(name) for name in names])
+
+
+def test_speech_found_block_by_block_is_the_speech_of_the_whole_file(talk):
+    whole = get_speech_timestamps(talk.astype(np.float32) / 32768, VadOptions(**VAD))
+    spoken = np.zeros(len(talk), bool)
+    for stretch in whole:
+        spoken[stretch["start"] : stretch["end"]] = True
+    found = np.zeros(len(talk), bool)
+    for start, samples in find_speech(talk[at : at + 40 * RATE] for at in range(0, len(talk), 40 * RATE)):
+        assert not found[start : start + len(samples)].any(), "the same speech twice"
+        assert (samples == talk[start : start + len(samples)]).all()
+        found[start : start + len(samples)] = True
+    assert (found != spoken).mean() < 0.01
+
+
+def test_no_sentence_is_lost_between_blocks(monkeypatch):
+    monkeypatch.setattr(speech, "BLOCK", 35 * RATE)
+    heard = Speech(CLIPS / "query-clinic.opus")
+    sections = [section for clip in heard for section in clip.sections]
+    (clip,) = [clip for clip in MANIFEST if clip["video_id"] == "query-clinic"]
+    for sentence in clip["sentences"]:
+        middle = (sentence["start"] + sentence["end"]) / 2 * RATE
+        assert any(start <= middle < end for start, end in sections), sentence["text"]
+    assert heard.duration == pytest.approx(clip["duration"], abs=0.05)
+    assert heard.speech_duration == pytest.approx(sum(end - start for start, end in sections) / RATE, abs=0.001)
+
+
+def test_memory_does_not_grow_with_the_length_of_a_video(monkeypatch, talk):
+    monkeypatch.setattr(speech, "BLOCK", 60 * RATE)
+
+    def peak(times):
+        blocks = (talk[at : at + 60 * RATE] for _ in range(times) for at in range(0, len(talk), 60 * RATE))
+        tracemalloc.start()
+        count = sum(1 for _ in pack(find_speech(blocks)))
+        return count, tracemalloc.get_traced_memory()[1], tracemalloc.stop()
+
+    few, small, _ = peak(1)
+    many, large, _ = peak(6)
+    assert many > 5 * few
+    assert large < 1.2 * small
+
+
+def test_a_time_in_a_clip_is_found_in_its_file():
+    clip = Clip(np.zeros(5 * RATE, np.int16), ((10 * RATE, 12 * RATE), (60 * RATE, 63 * RATE)))
+    assert clip.seconds == 5
+    assert [clip.time(at) for at in (0, 1.5, 2, 4.25)] == [10, 11.5, 60, 62.25]
+    assert [clip.time(at, end=True) for at in (2, 5, 9)] == [12, 63, 63]
+    rest = clip.after(1.5)
+    assert (rest.seconds, rest.sections) == (3.5, ((int(11.5 * RATE), 12 * RATE), (60 * RATE, 63 * RATE)))
+    assert clip.after(3).sections == ((61 * RATE, 63 * RATE),)
+
+
+def test_clips_are_filled_and_never_longer_than_a_window():
+    stretches = [(at * 20 * RATE, np.zeros(length * RATE, np.int16)) for at, length in enumerate([12, 12, 12, 28, 1])]
+    assert [clip.seconds for clip in pack(stretches)] == [24, 12, 29]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "pieces", "rest"),
+    [
+        ([STAMP, 1, 2, STAMP + 100], [(0.0, 2.0, [1, 2])], None),
+        ([STAMP, 1, STAMP + 100, STAMP + 150, 2, STAMP + 400], [(0.0, 2.0, [1]), (3.0, 8.0, [2])], None),
+        # A sentence that has no end stamp is kept to the end of the clip: stock batched decoding drops it.
+        ([STAMP, 1, STAMP + 100, STAMP + 100, 2], [(0.0, 2.0, [1]), (2.0, 20.0, [2])], None),
+        # A start stamp alone: the model stopped there, and the rest is decoded again.
+        ([STAMP, 1, STAMP + 100, STAMP + 100], [(0.0, 2.0, [1])], 2.0),
+        ([STAMP, 1, STAMP + 980, STAMP + 980], [(0.0, 19.6, [1])], None),
+        ([1, 2], [(0.0, 20.0, [1, 2])], None),
+        ([STAMP], [], None),
+        ([], [], None),
+        ([STAMP + 50, 1, STAMP + 1500], [(1.0, 20.0, [1])], None),
+    ],
+)
+def test_tokens_become_pieces_with_times_and_no_text_is_dropped(tokens, pieces, rest):
+    found, found_rest = split_at_stamps(tokens, STAMP, 20.0)
+    assert [(piece["start"], piece["end"], piece["tokens"]) for piece in found] == pieces
+    assert found_rest == rest
+
+
+def decoded(*texts, language="en", avg_logprob=-0.3, no_speech_prob=0.1, compression_ratio=1.2):
+    return Decoded(
+        language=language,
+        language_probability=None,
+        segments=tuple(Segment(at, at + 1, text) for at, text in enumerate(texts)),
+        avg_logprob=avg_logprob,
+        no_speech_prob=no_speech_prob,
+        compression_ratio=compression_ratio,
+    )
+
+
+@pytest.mark.parametrize(
+    ("clip", "flags"),
+    [
+        (decoded("A good sentence.", "And one more."), [set(), set()]),
+        (decoded("Thanks for watching!", "It was fun."), [{Flag.HALLUCINATION_PHRASE}, set()]),
+        (decoded("He said thanks for watching the children."), [set()]),
+        (decoded("Vielen Dank fürs Zuschauen!", language="de"), [{Flag.HALLUCINATION_PHRASE}]),
+        (decoded("ご視聴ありがとうございました。", language="ja"), [{Flag.HALLUCINATION_PHRASE}]),
+        (decoded("I am. " * 20), [{Flag.REPETITION}]),
+        (decoded("No, no, no, no."), [set()]),
+        (decoded("Okay.", "Okay.", "Okay.", "Right."), [{Flag.REPETITION}] * 3 + [set()]),
+        (decoded("x", compression_ratio=2.5), [{Flag.REPETITION}]),
+        (decoded("x", avg_logprob=-1.1), [{Flag.LOW_CONFIDENCE}]),
+        (decoded("x", avg_logprob=-1.1, no_speech_prob=0.7), [{Flag.LOW_CONFIDENCE, Flag.NO_SPEECH}]),
+        (decoded("x", no_speech_prob=0.9), [set()]),
+    ],
+)
+def test_what_looks_wrong_is_flagged_and_why(clip, flags):
+    assert suspicions(clip, TranscribeSettings()) == flags
+
+
+def test_text_that_was_decoded_again_and_is_good_now_can_be_trusted():
+    assert count_suspect([{Flag.REDECODED}, {Flag.REDECODED, Flag.REPETITION}, set()]) == 1
