@@ -106,7 +106,8 @@ class Embedder:
         return self._engine
 
     def _ids(self, prompt: str, texts: Sequence[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self._tokenizer.encode_batch([prompt + text for text in texts])]
+        encodings = self._tokenizer.encode_batch([prompt + text for text in texts])
+        return [encoding.ids + self._exported.suffix for encoding in encodings]
 
 
 def open_embedder(name: str, settings: Settings, *, device: Device = "cpu", threads: int = 1) -> Embedder:

@@ -42,6 +42,7 @@ class Exported:
     path: Path
     dimension: int  # of the vectors that the model itself gives
     max_tokens: int  # that the model reads, special tokens counted
+    suffix: list[int]  # token IDs that end every text, beside those that the tokenizer puts
 
 
 def export(model: EmbeddingModel, files: ModelFiles, backend: Backend, layout: Layout) -> Exported:
@@ -103,14 +104,14 @@ def _export(model: EmbeddingModel, files: ModelFiles, backend: Backend, folder: 
     dimension, max_tokens = transformer.get_embedding_dimension(), transformer.max_seq_length
     if not dimension or not max_tokens:
         raise ConfigError(f"embedding model {model.model!r} does not say its dimension and length: set max_tokens")
-    written = {"dimension": dimension, "max_tokens": max_tokens}
-    (folder / "model.json").write_text(json.dumps(written) + "\n")
+    suffix = _suffix(tokenizer, transformer.tokenizer.eos_token_id, model)
+    measures = {"dimension": dimension, "max_tokens": max_tokens, "suffix": suffix}
+    (folder / "model.json").write_text(json.dumps(measures) + "\n")
 
 
 def _plain_tokenizer(transformer: "SentenceTransformer", model: EmbeddingModel) -> Any:
     """The model's own fast tokenizer, set to cut nothing off and to pad nothing."""
     from tokenizers import Tokenizer
-    from tokenizers.processors import Sequence, TemplateProcessing
 
     own = transformer.tokenizer
     if not getattr(own, "is_fast", False):
@@ -118,11 +119,16 @@ def _plain_tokenizer(transformer: "SentenceTransformer", model: EmbeddingModel) 
     tokenizer = Tokenizer.from_str(own.backend_tokenizer.to_str())
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    if model.append_eos and tokenizer.encode("a").ids[-1] != own.eos_token_id:
-        template = TemplateProcessing(single=f"$A {own.eos_token}", special_tokens=[(own.eos_token, own.eos_token_id)])
-        steps = [tokenizer.post_processor] if tokenizer.post_processor else []
-        tokenizer.post_processor = Sequence([*steps, template])
     return tokenizer
+
+
+def _suffix(tokenizer: Any, eos: int | None, model: EmbeddingModel) -> list[int]:
+    """The end-of-text token, where the model wants one and its tokenizer does not put it itself."""
+    if not model.append_eos or tokenizer.encode("a").ids[-1] == eos:
+        return []
+    if eos is None:
+        raise ConfigError(f"embedding model {model.model!r} has no end-of-text token: set append_eos to false")
+    return [eos]
 
 
 def _to_openvino(transformer: "SentenceTransformer", model: EmbeddingModel, target: Path) -> None:
