@@ -64,7 +64,9 @@ class Corpus:
         if edit:
             edit(rows)
         schema = embeddings_schema(DIMENSION)
-        write_table(tables.embeddings, pa.Table.from_pylist(rows, schema), schema, settings={}, **made_with)
+        write_table(
+            tables.embeddings, pa.Table.from_pylist(rows, schema), schema, settings={}, revision="1", **made_with
+        )
         described = [video_row(video_id, dict(statuses).get(video_id, "ok")) for video_id in sorted(videos)]
         write_table(tables.videos, pa.Table.from_pylist(described, VIDEOS), VIDEOS, settings={})
         self.members |= dict.fromkeys(videos if members is None else members, shard)
@@ -173,6 +175,8 @@ def test_a_loaded_collection_holds_exactly_what_the_tables_say(corpus):
     assert receipt.verified.model_dump() == {"videos_counted": 6, "points_compared": 9, "points_found": 9}
     assert receipt.names == [f"cuepoint-{MODEL}", "cuepoint"]
     assert corpus.texts("cuepoint") == corpus.texts()
+    with corpus.store.read(receipt.collection) as collection:
+        assert collection.provenance() == {"settings": {}, "revision": "1"}
 
 
 def test_a_point_carries_what_a_reader_needs(corpus):
@@ -508,6 +512,39 @@ def test_a_damaged_directory_is_named_with_the_mend(edge):
         (segment / "segment.json").write_text("no segment")
     with pytest.raises(DataError, match=r"\.1 is no collection that this version can use .*delete it and run"):
         edge.load()
+
+
+def test_a_first_load_is_indexed_once_it_is_complete(tmp_path, monkeypatch):
+    wire = WireQdrant(api_key="sesame")
+    monkeypatch.setenv("CUEPOINT_TEST_KEY", "sesame")
+    settings = wire.settings(api_key_env="CUEPOINT_TEST_KEY", quantization="scalar", indexing_threshold=5000)
+    corpus = Corpus(tmp_path, None, qdrant=settings)
+    corpus.store = ServerStore(connect(corpus.settings.qdrant), corpus.settings.qdrant)
+    corpus.write("00000", {"a": ["a zero"]})
+    corpus.load()
+    created, tuned, aliased = wire.asked
+    assert created.optimizers_config.indexing_threshold == 0
+    assert created.quantization_config.HasField("scalar")
+    assert wire.indexed == {"video_id", "fingerprint", "channel", "channel_id", "language", "upload_date"}
+    assert tuned.optimizers_config.indexing_threshold == 5000
+    assert len(aliased.actions) == 2
+    wire.stop()
+
+
+def test_a_wrong_key_and_an_old_server_are_said(tmp_path, monkeypatch):
+    wire = WireQdrant(api_key="sesame", version="1.9.2")
+    settings = load_settings({"qdrant": wire.settings()}).qdrant
+    monkeypatch.setenv("QDRANT_API_KEY", "open")
+    with pytest.raises(EnvironmentFault, match="refuses the API key in the environment variable QDRANT_API_KEY"):
+        ServerStore(connect(settings), settings).published("cuepoint")
+    monkeypatch.setenv("QDRANT_API_KEY", "sesame")
+    store = ServerStore(connect(settings), settings)
+    with (
+        pytest.raises(EnvironmentFault, match=r"has version 1.9.2: 1.12 or newer is needed"),
+        store.write(Shape("cuepoint-m-00000000", DIMENSION, "Cosine", {})),
+    ):
+        pytest.fail("must not be opened")
+    wire.stop()
 
 
 def test_a_collection_of_somebody_else_is_not_written_to():

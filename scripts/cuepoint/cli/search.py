@@ -50,6 +50,7 @@ def search(
         from cuepoint.embedding import open_embedder
 
         embedder = open_embedder(model, settings)
+        searching.check_model(collection, model, embedder.revision)
         for asked in [query] if query is not None else _ask():
             results = searching.search(collection, embedder.encode_query(asked), limit, filters)
             if as_json:

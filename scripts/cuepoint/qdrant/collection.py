@@ -47,6 +47,10 @@ class Hit:
 class Collection(Protocol):
     """The points of one model."""
 
+    def provenance(self) -> dict[str, Any]:
+        """The shape's provenance that the collection was made with; empty when the place does not keep it."""
+        ...
+
     def count(self) -> int:
         """Exact number of points."""
         ...

@@ -40,8 +40,12 @@ BUILDING, REMOVED = ".building", ".removed"  # suffixes of directories that are 
 class EdgeCollection:
     """One opened directory."""
 
-    def __init__(self, shard: edge.EdgeShard):
-        self._shard = shard
+    def __init__(self, shard: edge.EdgeShard, provenance: dict[str, Any]):
+        self._shard, self._provenance = shard, provenance
+
+    def provenance(self) -> dict[str, Any]:
+        """What the collection was made with."""
+        return self._provenance
 
     def count(self) -> int:
         """Exact number of points."""
@@ -106,7 +110,7 @@ class EdgeStore:
             with _reading(latest.path) as there:
                 if there:
                     with _open(latest.path) as shard:
-                        yield EdgeCollection(shard)
+                        yield EdgeCollection(shard, _notes(latest.path)["provenance"])
                     return
         yield None
 
@@ -130,7 +134,7 @@ class EdgeStore:
                     else:
                         _create(building, shape)
                     with _open(building) as shard:
-                        collection = EdgeCollection(shard)
+                        collection = EdgeCollection(shard, shape.provenance)
                         yield collection
                         points = collection.count()
                         shard.flush()

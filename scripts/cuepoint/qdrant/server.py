@@ -40,6 +40,11 @@ class ServerCollection:
         self._client = server.client
         self._name = name
 
+    def provenance(self) -> dict[str, Any]:
+        """What the collection was made with; servers before 1.16 do not keep it."""
+        metadata = self._ask(self._client.get_collection, self._name).config.metadata
+        return dict((metadata or {}).get("cuepoint", {}))
+
     def count(self) -> int:
         """Exact number of points."""
         return self._ask(self._client.count, self._name, exact=True).count
