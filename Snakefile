@@ -5,7 +5,7 @@
 # results/audio/{ab}/       receipts (how each download ended) and audio
 # results/transcripts/      one row a segment       results/videos/   one row a video
 # results/embeddings/{model}/  one row a chunk      results/qdrant/   collections and what was verified in them
-# results/report/           ledger: every listed video and how it ended
+# results/report/           ledger: every listed video and how it ended; report.html: how fast, and what held it back
 from snakemake.utils import min_version
 
 min_version("9.27.1")
@@ -29,8 +29,9 @@ rule all:
     default_target: True
     input:
         get_load_receipts,
+        rules.report.output,
     message:
-        "All {input} are loaded and verified"
+        "All listed videos are loaded and verified"
 
 
 rule downloads:

@@ -64,6 +64,13 @@ def get_embeddings(wildcards):
     return [str(LAYOUT.embeddings(model, shard)) for model in models for shard in SHARDS]
 
 
+def get_transcript_of(wildcards):
+    """The transcript of the shard that a video is in."""
+    if wildcards.video_id not in RUN.members:
+        raise WorkflowError(f"{wildcards.video_id} is not in {SETTINGS.videos}: add it there and run snakemake first")
+    return str(LAYOUT.transcripts(RUN.members[wildcards.video_id]))
+
+
 def get_load_receipts(wildcards):
     return [str(LAYOUT.load_receipt(f"{SETTINGS.qdrant.collection}-{model}")) for model in SETTINGS.embedding.use]
 

@@ -7,13 +7,6 @@ localrules:
     text,
 
 
-def get_transcript_of(wildcards):
-    """The transcript of the shard that a video is in."""
-    if wildcards.video_id not in RUN.members:
-        raise WorkflowError(f"{wildcards.video_id} is not in {SETTINGS.videos}: add it there and run snakemake first")
-    return str(LAYOUT.transcripts(RUN.members[wildcards.video_id]))
-
-
 rule report:
     # What was ingested, how fast, and what held it back. (Every run ends with writing it too, also one that failed.)
     input:
@@ -22,6 +15,8 @@ rule report:
         report=report(str(LAYOUT.report / "report.html"), category="Cuepoint", labels={"content": "ingestion report"}),
     log:
         str(LAYOUT.logs / "report.log"),
+    conda:
+        "../envs/report.yaml"
     message:
         "Writing the report"
     script:
@@ -38,6 +33,8 @@ rule subtitles:
         str(LAYOUT.logs / "subtitles" / "{video_id}.{format}.log"),
     wildcard_constraints:
         format="vtt|srt",
+    conda:
+        "../envs/report.yaml"
     message:
         "Writing {output}"
     script:
@@ -52,6 +49,8 @@ rule text:
         str(SETTINGS.results / "text" / "{video_id}.txt"),
     log:
         str(LAYOUT.logs / "text" / "{video_id}.log"),
+    conda:
+        "../envs/report.yaml"
     message:
         "Writing {output}"
     script:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from cuepoint.jobs import job
 from cuepoint.layout import Layout
 from cuepoint.locks import hold
-from cuepoint.plan import read_run
+from cuepoint.plan import members_hash, read_run
 from cuepoint.qdrant.load import load_collection
 from cuepoint.qdrant.points import ShardTables
 from cuepoint.settings import load_settings
@@ -26,6 +26,6 @@ with (
     hold(layout.lock("collection", model), f"the collection of {model}"),
     Telemetry(layout.telemetry / "load" / f"{model}.parquet", stage="load", name=model) as telemetry,
 ):
-    members = read_run(layout).members
-    receipt = load_collection(model, shards, members, layout, settings, final=True, telemetry=telemetry)
-    receipt.write(Path(snakemake.output.receipt))
+    run = read_run(layout)
+    receipt = load_collection(model, shards, run.members, layout, settings, final=True, telemetry=telemetry)
+    receipt.model_copy(update={"members": members_hash(run)}).write(Path(snakemake.output.receipt))

@@ -84,7 +84,7 @@ class Project:
         """What a dry run would do: rule -> number of jobs."""
         told = self.snakemake("--dry-run", *arguments, check=check)
         jobs = dict(re.findall(r"^([a-z_]+) +(\d+)$", told.stdout + told.stderr, re.MULTILINE))
-        return {rule: int(number) for rule, number in jobs.items() if rule not in {"all", "total"}}
+        return {rule: int(number) for rule, number in jobs.items() if rule not in {"all", "report", "total"}}
 
     def files(self, pattern):
         """Relative path -> content of the files below results that match."""

@@ -44,7 +44,9 @@ def test_stages_are_measured_over_the_time_in_which_they_worked(results):
     layout, settings, run = results
     rows = {row.stage: row for row in gather(layout, settings, run).stages}
     assert rows["transcribe"].measure.active == approx(3 * 60)
-    assert rows["embed"].compute == approx(3 * 600)
+    assert rows["embed"].compute == approx(3 * 592)
+    assert rows["embed"].waiting == approx(3 * 8)
+    assert rows["embed"].cores == approx(1800 / 1920)
     assert rows["download"].waiting == approx(12 * 2)
     assert rows["embed"].measure.gpu.mean == approx(0.12)
     assert gather(layout, settings, run).verdict.stage == "embed"

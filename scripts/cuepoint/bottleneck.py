@@ -22,7 +22,8 @@ from enum import StrEnum
 
 BALANCE = 1.25  # the dearest lane costs less than this many times the next: nothing to gain from mending it alone
 IDLE_GPU = 0.5  # a GPU that is busy for a smaller share of the time is not what a stage waits for
-STARVED = 0.25  # share of its time for which the model had no input
+STARVED = 0.25  # share of the jobs' time for which the model was loaded and had nothing to do
+LOADING = 0.5  # share of the jobs' time that went into loading the model: the shards are too small for it
 THROTTLED = 0.2  # share of the downloads' time that went into cool-downs
 PACED = 0.5  # share of the downloads' time that went into waiting for the limiter
 
@@ -69,7 +70,8 @@ class StageMeasure:
     audio: float = 0.0  # seconds of audio in them
     queue: float = 0.0  # videos that stood before it, on average while it was active
     gpu: Share | None = None  # GPU use while it was active, None without a GPU
-    starved: float = 0.0  # transcribe: share of its time for which the model had no input
+    loading: float = 0.0  # share of its jobs' time for which the model was opened and loaded
+    starved: float = 0.0  # share of its jobs' time for which the model was loaded and did not compute
     paced: float = 0.0  # download: share of the downloads' time spent waiting for the limiter
     throttled: float = 0.0  # download: share of it spent in cool-downs
     model: str | None = None  # embed: the model that took the most time
@@ -126,7 +128,9 @@ def _embedding(embed: StageMeasure) -> tuple[Kind, str]:
     evidence = [f"{_seconds(batch)} a batch of 32 ({embed.texts / embed.encoding:.2g} texts/s)"] if batch else []
     evidence += _gpu(embed) + _queue(embed)
     ratio = ARITHMETIC.get(embed.model or "", 1.0)
-    if ratio > ARITHMETIC[FAST_MODEL] and batch:
+    if embed.loading >= LOADING:
+        mend = _larger_shards(embed)
+    elif ratio > ARITHMETIC[FAST_MODEL] and batch:
         mend = (
             f"embedding.use: [{FAST_MODEL}] has 1/{ratio:.0f} of {embed.model}'s arithmetic and would take about "
             f"{_seconds(batch / ratio)} a batch here"
@@ -147,13 +151,19 @@ def _transcription(transcribe: StageMeasure) -> tuple[Kind, str]:
             f"transcribe is the bottleneck, for want of CPU: {_join([*evidence, waited])}; give the run more --cores "
             "(the GPU could do more)"
         )
-    if transcribe.gpu is None:
+    if transcribe.loading >= LOADING:
+        mend = _larger_shards(transcribe)
+    elif transcribe.gpu is None:
         mend = "a GPU is tens of times as fast; without one, a smaller transcribe.model or transcribe.beam_size: 1"
     elif transcribe.gpu.mean < IDLE_GPU:
         mend = "raise transcribe.batch_size: the GPU could do more"
     else:
         mend = "--resources gpu=N with another GPU, or a smaller transcribe.model"
     return Kind.ASR, f"transcribe is the bottleneck: {_join(evidence)}; {mend}"
+
+
+def _larger_shards(measure: StageMeasure) -> str:
+    return f"{measure.loading:.0%} of its time went into loading the model; raise shard_size"
 
 
 def _downloading(download: StageMeasure) -> tuple[Kind, str]:

@@ -26,6 +26,7 @@ STAGES = ("download", "transcribe", "embed", "load")
 PAUSE = 900.0
 """Seconds without any work that separate two stretches: a resumed run goes on with the stretch, tomorrow's does not."""
 
+_COMPUTING = {"transcribe": "phase_model", "embed": "phase_encode"}  # the telemetry's phase of each stage's model
 _SILENT = 30.0  # seconds without a new row after which a job that left no end was killed
 
 
@@ -129,9 +130,15 @@ def read_jobs(layout: Layout) -> list[Job]:
     return [job for path in telemetry_files(layout) if (job := read_job(path)) is not None]
 
 
-def seconds_of(job: Job, phase: str) -> float:
-    """Seconds that a job spent in the phases whose name begins with `phase`, summed over its threads."""
-    return sum(value for name, value in job.totals.items() if name.startswith(f"phase_{phase}"))
+def computing(job: Job) -> float:
+    """Seconds in which the job's model computed; of a job without a model all its seconds."""
+    phase = _COMPUTING.get(job.stage)
+    return job.totals.get(phase, 0.0) if phase else job.end - job.start
+
+
+def _loading(job: Job) -> float:
+    """Seconds that opening and loading the model took."""
+    return job.totals.get("phase_open_model", 0.0) + job.totals.get("phase_load_model", 0.0)
 
 
 def last_stretch(spans: Iterable[tuple[float, float]]) -> tuple[float, float] | None:
@@ -158,12 +165,16 @@ def measure(run: Run, downloads: Mapping[str, Download], jobs: Iterable[Job]) ->
     by_stage: dict[str, list[Job]] = {stage: [] for stage in STAGES}
     for job in jobs:
         by_stage[job.stage].append(job)
-    latest = max([job.end for jobs_ in by_stage.values() for job in jobs_] + [d.end for d in downloads.values()] + [0])
+    works: list[Download | Job] = [*downloads.values(), *(job for of_stage in by_stage.values() for job in of_stage)]
+    if not works:
+        return []
+    start, end = min(work.start for work in works), max(work.end for work in works)
     measures = [_measure_downloads(downloads.values())] if downloads else []
     for stage in STAGES[1:]:
         if by_stage[stage]:
-            waits = _waits(stage, by_stage, shards, downloads, latest)
-            measures.append(_measure_jobs(stage, by_stage[stage], shards, downloads, waits))
+            waits = _waits(stage, by_stage, shards, downloads, end)
+            queue = waits / (end - start) if end > start else 0.0
+            measures.append(_measure_jobs(stage, by_stage[stage], shards, downloads, queue))
     return measures
 
 
@@ -199,10 +210,8 @@ def _measure_jobs(
     jobs: list[Job],
     shards: Mapping[str, list[str]],
     downloads: Mapping[str, Download],
-    waits: float,
+    queue: float,
 ) -> StageMeasure:
-    active = covered((job.start, job.end) for job in jobs)
-    span = max(job.end for job in jobs) - min(job.start for job in jobs)
     shares = [(job, finished_share(job, shards), videos_of(job, shards)) for job in jobs]
     models = Counter[str]()
     for job in jobs:
@@ -213,16 +222,17 @@ def _measure_jobs(
     spent = sum(job.end - job.start for job in jobs) or 1.0
     return StageMeasure(
         stage=stage,
-        active=active,
+        active=covered((job.start, job.end) for job in jobs),
         # A shard counts once, also when several models embed it: cost is what a video needs in all of them.
         videos=sum(share * len(videos) for _, share, videos in shares) / max(1, len(models)),
         audio=sum(share * downloads[id_].audio for _, share, videos in shares for id_ in videos if id_ in downloads),
-        queue=waits / span if span > 0 else 0.0,
+        queue=queue,
         gpu=share_of(sum((job.gpu for job in jobs), Counter())),
-        starved=sum(job.totals.get("phase_starved", 0.0) for job in jobs) / spent,
+        loading=sum(map(_loading, jobs)) / spent,
+        starved=sum(max(0.0, job.end - job.start - computing(job) - _loading(job)) for job in jobs) / spent,
         model=model,
         texts=sum(job.totals.get("chunks", 0.0) for job in of_model) if model else 0.0,
-        encoding=sum(job.totals.get("phase_encode", 0.0) for job in of_model) if model else 0.0,
+        encoding=sum(map(computing, of_model)) if model else 0.0,
     )
 
 

@@ -51,6 +51,7 @@ class LoadReceipt(BaseModel):
     model: str
     location: str
     complete: bool  # all tables were loaded, not only those that existed so far
+    members: str | None = None  # hash of the list that it is complete for: the ledger asks whether it still is
     collection: str | None = None  # None: there was nothing to load
     names: list[str] = []  # that stand for the collection from now on
     dimension: int = 0

@@ -21,7 +21,7 @@ from cuepoint.report.series import Series, queue_depths, use_over_time
 from cuepoint.settings import Settings
 from cuepoint.states import Status
 from cuepoint.tables import read_table
-from cuepoint.work import Download, Job, last_stretch, measure, read_downloads, read_jobs, seconds_of
+from cuepoint.work import Download, Job, computing, last_stretch, measure, read_downloads, read_jobs
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,9 @@ class StageRow:
     """One stage's line in the table of stages; all times in seconds."""
 
     measure: StageMeasure
-    compute: float  # summed over jobs, without waiting
-    waiting: float  # summed over jobs: for the limiter, for input, for a device
+    compute: float  # summed over jobs: transfers, and time in the model
+    waiting: float  # the rest of the jobs' time: for a turn, for input, for the model to be loaded
+    cores: float | None  # busy on average, None where it is not measured
     videos_per_hour: float
     audio_per_hour: float  # hours an hour
 
@@ -167,7 +168,7 @@ def _model_row(layout: Layout, run: Run, model: str, jobs: Iterable[Job]) -> Mod
         row.tokens += pc.sum(tokens).as_py() or 0
         row.longest = max(row.longest, pc.max(tokens).as_py() or 0)
     totals = [job.totals for job in jobs if job.model == model]
-    encoding = sum(total.get("phase_encode", 0.0) for total in totals)
+    encoding = sum(computing(job) for job in jobs if job.model == model)
     row.truncated = int(sum(total.get("truncated_tokens", 0.0) for total in totals))
     row.texts_per_second = sum(total.get("chunks", 0.0) for total in totals) / encoding if encoding else None
     return row
@@ -187,15 +188,18 @@ def _stage_row(measured: StageMeasure, downloads: Iterable[Download], jobs: Iter
     works: list[Download | Job]
     if measured.stage == "download":
         works = list(downloads)
-        waiting = sum(download.waited for download in downloads)
+        compute = sum(download.end - download.start - download.waited for download in downloads)
     else:
         works = [job for job in jobs if job.stage == measured.stage]
-        waiting = sum(seconds_of(job, "wait") for job in jobs if job.stage == measured.stage)
+        compute = sum(computing(job) for job in jobs if job.stage == measured.stage)
     span = max(work.end for work in works) - min(work.start for work in works)
+    measures_cores = measured.stage != "download" and span > 0
+    cores = sum(job.cpu for job in jobs if job.stage == measured.stage) / span if measures_cores else None
     return StageRow(
         measured,
-        compute=max(0.0, sum(work.end - work.start for work in works) - waiting),
-        waiting=waiting,
+        compute=compute,
+        waiting=max(0.0, sum(work.end - work.start for work in works) - compute),
+        cores=cores,
         videos_per_hour=3600 * measured.videos / span if span else 0.0,
         audio_per_hour=measured.audio / span if span else 0.0,
     )
