@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -148,7 +149,8 @@ def _to_openvino(transformer: "SentenceTransformer", model: EmbeddingModel, targ
     mask = ids.clone()
     mask[1, 5:] = 0
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the tracer: that shapes are taken as constants, which the tests refute
             graph = openvino.convert_model(whole.eval(), example_input={"input_ids": ids, "attention_mask": mask})
     except Exception as error:  # the converter raises whatever its many parts raise
         raise EnvironmentFault(
