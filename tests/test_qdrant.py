@@ -356,6 +356,14 @@ def test_the_previous_collection_is_kept_when_asked_for(corpus):
         assert collection.count() == 9
 
 
+def test_a_corpus_without_a_word_is_an_empty_collection(corpus):
+    for shard, videos in (("00000", "ab"), ("00001", "cdef")):
+        corpus.write(shard, dict.fromkeys(videos, []))
+    receipt = corpus.load()
+    assert (receipt.videos, receipt.points) == (0, 0)
+    assert corpus.texts("cuepoint") == {}
+
+
 def test_two_models_have_two_collections_and_the_short_name_is_the_first(corpus):
     corpus.load()
     loaded = corpus.store.published("cuepoint")

@@ -87,6 +87,20 @@ class Changes:
         return bool(self.write or self.remove)
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How a synchronisation went."""
+
+    changes: Changes
+    before: State
+    verified: Verified
+
+    @property
+    def kept_points(self) -> int:
+        """Points of videos whose tables were not there."""
+        return sum(self.before.videos[video_id] for video_id in self.changes.keep)
+
+
 def load_collection(
     model_name: str,
     shards: Sequence[ShardTables],
@@ -125,23 +139,8 @@ def load_collection(
         distance=settings.qdrant.distance,
         provenance=_made_with(shards[0]),
     )
-    with phase("compare"), store.read(shape.name) as collection:
-        state = _state(collection) if collection else State()
-        changes = compare(wanted, state, members, final=final)
-        _guard(changes.remove, state, settings)
-        verified = None if changes or collection is None else _verify(collection, wanted, changes, wanted.sample)
-    if verified is None:
-        _guard_readers(store, published, shape.name, wanted, settings)
-        log.info("%s: %d videos to write, %d to remove", shape.name, len(changes.write), len(changes.remove))
-        with store.write(shape, **_sizes(wanted, state, changes)) as collection:
-            # An embedded store may have begun an empty directory, and then everything has to be written.
-            todo = compare(wanted, _state(collection), members, final=final)
-            with phase("write"):
-                written = _apply(
-                    collection, todo, wanted, shards, batch_size=settings.qdrant.batch_size, telemetry=telemetry
-                )
-            with phase("verify"):
-                verified = _verify(collection, wanted, changes, wanted.sample | written)
+    _guard_readers(store, published, shape.name, wanted, settings)
+    outcome = _synchronise(store, shape, shards, wanted, members, settings=settings, final=final, telemetry=telemetry)
     names = [published]
     if model_name == settings.embedding.use[0]:
         names.append(settings.qdrant.collection)
@@ -151,14 +150,45 @@ def load_collection(
             "collection": shape.name,
             "names": names,
             "dimension": wanted.dimension,
-            "videos": len(wanted.videos) + len(changes.keep),
-            "points": wanted.points + sum(state.videos[video_id] for video_id in changes.keep),
-            "videos_written": len(changes.write),
-            "videos_removed": len(changes.remove),
-            "verified": verified,
+            "videos": len(wanted.videos) + len(outcome.changes.keep),
+            "points": wanted.points + outcome.kept_points,
+            "videos_written": len(outcome.changes.write),
+            "videos_removed": len(outcome.changes.remove),
+            "verified": outcome.verified,
             "previous_dropped": store.drop_previous(published, others=final and not settings.qdrant.keep_previous),
         }
     )
+
+
+def _synchronise(
+    store: Store,
+    shape: Shape,
+    shards: Sequence[ShardTables],
+    wanted: Survey,
+    members: Mapping[str, str],
+    *,
+    settings: Settings,
+    final: bool,
+    telemetry: "Telemetry | None",
+) -> Outcome:
+    """Change the collection until it holds what is wanted, and verify it; it is not published yet."""
+    phase = telemetry.phase if telemetry else _no_phase
+    with phase("compare"), store.read(shape.name) as collection:
+        state = _state(collection) if collection else State()
+        changes = compare(wanted, state, members, final=final)
+        _guard(changes.remove, state, settings)
+        if collection and not changes:
+            return Outcome(changes, state, _verify(collection, wanted, changes, wanted.sample))
+    log.info("%s: %d videos to write, %d to remove", shape.name, len(changes.write), len(changes.remove))
+    with store.write(shape, **_sizes(wanted, state, changes)) as collection:
+        # An embedded store may have begun an empty directory, and then everything has to be written.
+        todo = compare(wanted, _state(collection), members, final=final)
+        with phase("write"):
+            written = _apply(
+                collection, todo, wanted, shards, batch_size=settings.qdrant.batch_size, telemetry=telemetry
+            )
+        with phase("verify"):
+            return Outcome(changes, state, _verify(collection, wanted, changes, wanted.sample | written))
 
 
 def compare(wanted: Survey, state: State, members: Mapping[str, str], *, final: bool) -> Changes:
@@ -243,7 +273,8 @@ def _verify(collection: Collection, wanted: Survey, changes: Changes, sample: Sa
     total = collection.count()
     if total != wanted.points + kept:
         raise _unlike(f"{total} points are there, {wanted.points + kept} should be")
-    stored = {hit.id: hit for hit in collection.retrieve([chunk.point_id for chunk in sample.chunks])}
+    ids = [chunk.point_id for chunk in sample.chunks]
+    stored = {hit.id: hit for hit in collection.retrieve(ids)} if ids else {}
     found = [_compare_point(collection, chunk, stored.get(chunk.point_id), wanted) for chunk in sample.chunks]
     return Verified(videos_counted=len(wanted.videos), points_compared=len(found), points_found=sum(found))
 

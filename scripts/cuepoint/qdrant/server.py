@@ -119,7 +119,7 @@ class ServerStore:
         """Make a request, again with back-off while the server is out of reach or busy; errors become one message."""
         attempts = Retrying(
             stop=stop_after_attempt(self._settings.attempts),
-            wait=wait_random_exponential(multiplier=0.5, max=30),
+            wait=wait_random_exponential(max=30),
             retry=retry_if_exception(_may_pass),
             before_sleep=_log_retry,
             reraise=True,
