@@ -13,10 +13,13 @@ from typer.testing import CliRunner
 
 from cuepoint import progress
 from cuepoint.cli import app
+from cuepoint.download.limiter import Limiter
+from cuepoint.layout import Layout
 from cuepoint.live import LiveProgress
 from cuepoint.progress import Observer
+from cuepoint.settings import DownloadSettings
 from cuepoint.states import Status
-from cuepoint.work import covered, last_stretch
+from cuepoint.work import covered, last_stretch, read_download
 
 
 def stages(layout, settings, run, now=None):
@@ -73,10 +76,32 @@ def test_a_video_whose_next_attempt_is_due_is_not_done(tmp_path):
     assert stages(layout, settings, due)["download"].done == 11
 
 
+def test_the_pause_between_a_crash_and_its_resumption_does_not_slow_a_stage_down(tmp_path):
+    layout, settings, run = make_results(tmp_path / "results")
+    rest_ended = START + 80 + 3 * 660 + 30
+    make_receipt(layout, "video0000011", rest_ended + 600, seconds=18.0)
+    worked = rest_ended - (START + 2) + 18
+    assert stages(layout, settings, run)["download"].videos_per_hour == approx(3600 * 12 / worked)
+
+
+def test_time_lost_to_cool_downs_is_told_apart_from_waiting_for_ones_turn(tmp_path):
+    layout, url = Layout(tmp_path / "results"), "https://example.org/x"
+    limiter = Limiter(layout, DownloadSettings(cool_down=0.2, video_interval={"*": 0.0}))
+    first = limiter.admit(url)
+    limiter.throttled(url, first, None)
+    second = limiter.admit(url)
+    assert first.cooled == 0
+    assert 0 < second.cooled <= second.waited
+    make_receipt(layout, "a", START, seconds=10.0, waited=6.0, cooled=4.0)
+    make_receipt(layout, "b", START, Status.THROTTLED, seconds=10.0)
+    assert [read_download(layout, video_id).cooled for video_id in "ab"] == [4.0, 10.0]
+
+
 def test_yesterdays_work_does_not_slow_down_todays_rates():
     assert last_stretch([(0, 100), (90, 200), (90_000, 90_100), (90_200, 90_300)]) == (90_000, 90_300)
     assert last_stretch([]) is None
     assert covered([(0, 10), (5, 12), (20, 30)]) == 22
+    assert covered([(0, 10), (5, 12), (20, 30), (100, 101)], bridge=8) == 31
 
 
 @pytest.mark.parametrize(

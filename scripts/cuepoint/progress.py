@@ -26,6 +26,7 @@ from cuepoint.work import (
     read_download,
     read_job,
     telemetry_files,
+    working_time,
 )
 
 _WELL = {Status.OK, Status.EMPTY}
@@ -143,8 +144,7 @@ class Observer:
     ) -> StageProgress:
         measured = next((measure for measure in measures if measure.stage == stage), None)
         of_stage = [job for job in jobs if job.stage == stage]
-        works = list(downloads.values()) if stage == "download" else of_stage
-        span = max(work.end for work in works) - min(work.start for work in works) if works else 0.0
+        span = working_time(stage, [*downloads.values(), *jobs])
         progress = StageProgress(
             stage,
             done=self._downloaded() if stage == "download" else self._finished(stage, of_stage),

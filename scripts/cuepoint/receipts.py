@@ -39,7 +39,8 @@ class Receipt(BaseModel):
     attempt: int = 0  # which run's attempt this was: see `failures`
     yt_dlp: str | None = None
     seconds: float | None = None  # wall time of the download
-    waited: float | None = None  # seconds of it spent waiting for the limiter or a cool-down
+    waited: float | None = None  # seconds of it spent waiting for the limiter
+    cooled: float | None = None  # seconds of those in cool-downs that the host asked for
 
     def write(self, path: Path) -> None:
         """Write the receipt atomically."""

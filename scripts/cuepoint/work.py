@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +28,7 @@ PAUSE = 900.0
 """Seconds without any work that separate two stretches: a resumed run goes on with the stretch, tomorrow's does not."""
 
 _COMPUTING = {"transcribe": "phase_model", "embed": "phase_encode"}  # the telemetry's phase of each stage's model
+_BREATH = 60.0  # seconds between two jobs that are part of the work
 _SILENT = 30.0  # seconds without a new row after which a job that left no end was killed
 
 
@@ -34,6 +36,7 @@ _SILENT = 30.0  # seconds without a new row after which a job that left no end w
 class Download:
     """One video's download, as its receipt tells."""
 
+    stage: ClassVar[str] = "download"
     video_id: str
     start: float
     end: float
@@ -73,6 +76,8 @@ def read_download(layout: Layout, video_id: str) -> Download | None:
     except (DataError, OSError):
         return None
     seconds = receipt.seconds or 0.0
+    waited = min(receipt.waited or 0.0, seconds)
+    given_up = receipt.status is Status.THROTTLED  # all the time of such a video was lost to the host's limit
     return Download(
         video_id,
         start=end - seconds,
@@ -80,8 +85,8 @@ def read_download(layout: Layout, video_id: str) -> Download | None:
         status=receipt.status,
         audio=receipt.duration or 0.0,
         attempt=receipt.attempt,
-        waited=min(receipt.waited or 0.0, seconds),
-        cooled=0.0,
+        waited=seconds if given_up else waited,
+        cooled=seconds if given_up else min(receipt.cooled or 0.0, waited),
     )
 
 
@@ -150,13 +155,27 @@ def last_stretch(spans: Iterable[tuple[float, float]]) -> tuple[float, float] | 
     return stretch
 
 
-def covered(spans: Iterable[tuple[float, float]]) -> float:
-    """Seconds in which at least one of the spans was open."""
+def covered(spans: Iterable[tuple[float, float]], bridge: float = 0.0) -> float:
+    """Seconds in which at least one of the spans was open; gaps of up to `bridge` seconds count too."""
     total, until = 0.0, float("-inf")
     for start, end in sorted(spans):
-        total += max(0.0, end - max(start, until))
+        begin = until if start <= until + bridge else start
+        total += max(0.0, end - begin)
         until = max(until, end)
     return total
+
+
+def working_time(stage: str, works: Iterable[Download | Job]) -> float:
+    """Seconds from a stage's first work to its last, without the time in which no stage worked at all.
+
+    What separates a resumed run from its crash, or a run from the one after it, does not make a stage slower.
+    """
+    listed = list(works)
+    of_stage = [work for work in listed if work.stage == stage]
+    if not of_stage:
+        return 0.0
+    first, last = min(work.start for work in of_stage), max(work.end for work in of_stage)
+    return covered(((max(work.start, first), min(work.end, last)) for work in listed), bridge=_BREATH)
 
 
 def measure(run: Run, downloads: Mapping[str, Download], jobs: Iterable[Job]) -> list[StageMeasure]:

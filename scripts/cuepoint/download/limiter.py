@@ -35,10 +35,11 @@ class CircuitExhausted(Exception):
 
 @dataclass(frozen=True)
 class Admission:
-    """Leave to start a video: when it was given, and how long it was waited for (both in seconds)."""
+    """Leave to start a video: when it was given, how long it was waited for, and how much of that in cool-downs."""
 
     time: float
     waited: float
+    cooled: float
 
 
 class Limiter:
@@ -64,7 +65,7 @@ class Limiter:
         """
         site = site_of(url)
         interval = _interval(self._settings.video_interval, site)
-        asked = time.time()
+        asked, cooled = time.time(), 0.0
         while True:
             with self._state(site) as state:
                 now = time.time()
@@ -77,7 +78,8 @@ class Limiter:
                     state["video"] = now
                     if state.get("circuit"):
                         state["circuit"]["probe"] = now
-                    return Admission(now, now - asked)
+                    return Admission(now, now - asked, cooled)
+            cooled += min(wait, _LOOK_AGAIN) if state.get("circuit") else 0.0
             time.sleep(min(wait, _LOOK_AGAIN))
 
     def request(self, url: str) -> None:

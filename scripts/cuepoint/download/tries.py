@@ -60,14 +60,15 @@ def from_url(source: str, target: Path, layout: Layout, settings: DownloadSettin
     """
     limiter = Limiter(layout, settings)
     partial = layout.partial(target.stem)
-    tries, waited, confirmed = 0, 0.0, False
+    tries, waited, cooled, confirmed = 0, 0.0, 0.0, False
     refusals: set[float] = set()  # circuits of the site that this video opened: others were answered in between
     while True:
         try:
             admission = limiter.admit(source)
         except CircuitExhausted as exhausted:
-            return _end(Try(Verdict(Status.THROTTLED, str(exhausted))), tries, waited)
+            return _end(Try(Verdict(Status.THROTTLED, str(exhausted))), tries, waited, cooled)
         waited += admission.waited
+        cooled += admission.cooled
         partial.mkdir(parents=True, exist_ok=True)
         ended = _try(source, target, Fetcher(partial, layout, settings, limiter))
         verdict = ended.verdict
@@ -76,7 +77,7 @@ def from_url(source: str, target: Path, layout: Layout, settings: DownloadSettin
             case Status.THROTTLED:
                 refusals.add(limiter.throttled(source, admission, verdict.retry_after))
                 if len(refusals) > settings.attempts:
-                    return _end(ended, tries, waited)
+                    return _end(ended, tries, waited, cooled)
                 continue
             case Status.TRANSIENT:
                 limiter.undecided(source, admission)
@@ -86,7 +87,7 @@ def from_url(source: str, target: Path, layout: Layout, settings: DownloadSettin
         if verdict.bare and not confirmed:
             confirmed = True
         elif verdict.status is not Status.TRANSIENT or tries >= settings.attempts:
-            return _end(ended, tries, waited)
+            return _end(ended, tries, waited, cooled)
         pause = settings.backoff * 2 ** (tries - 1) * random.uniform(0.5, 1.0)
         log.info("tried again in %.1f s", pause)
         time.sleep(pause)
@@ -133,7 +134,7 @@ def _falls_short(decoded: float, advertised: float) -> bool:
     return advertised - decoded > max(2.0, 0.01 * advertised)
 
 
-def _end(ended: Try, tries: int, waited: float = 0.0) -> dict[str, Any]:
+def _end(ended: Try, tries: int, waited: float = 0.0, cooled: float = 0.0) -> dict[str, Any]:
     verdict = ended.verdict
     due = None if verdict.retry_after is None else time.time() + verdict.retry_after
     return ended.facts | {
@@ -142,6 +143,7 @@ def _end(ended: Try, tries: int, waited: float = 0.0) -> dict[str, Any]:
         "retry_after": due,
         "attempts": tries,
         "waited": round(waited, 3),
+        "cooled": round(cooled, 3),
     }
 
 

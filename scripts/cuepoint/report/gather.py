@@ -21,7 +21,7 @@ from cuepoint.report.series import Series, queue_depths, use_over_time
 from cuepoint.settings import Settings
 from cuepoint.states import Status
 from cuepoint.tables import read_table
-from cuepoint.work import Download, Job, computing, last_stretch, measure, read_downloads, read_jobs
+from cuepoint.work import Download, Job, computing, last_stretch, measure, read_downloads, read_jobs, working_time
 
 
 @dataclass(frozen=True)
@@ -185,21 +185,17 @@ def _listed(path: Path, columns: list[str], videos: list[str]) -> pa.Table:
 
 
 def _stage_row(measured: StageMeasure, downloads: Iterable[Download], jobs: Iterable[Job]) -> StageRow:
-    works: list[Download | Job]
+    works: list[Download | Job] = [*downloads, *jobs]
+    span = working_time(measured.stage, works)
+    of_stage = [job for job in jobs if job.stage == measured.stage]
+    compute = sum(map(computing, of_stage))
     if measured.stage == "download":
-        works = list(downloads)
         compute = sum(download.end - download.start - download.waited for download in downloads)
-    else:
-        works = [job for job in jobs if job.stage == measured.stage]
-        compute = sum(computing(job) for job in jobs if job.stage == measured.stage)
-    span = max(work.end for work in works) - min(work.start for work in works)
-    measures_cores = measured.stage != "download" and span > 0
-    cores = sum(job.cpu for job in jobs if job.stage == measured.stage) / span if measures_cores else None
     return StageRow(
         measured,
         compute=compute,
-        waiting=max(0.0, sum(work.end - work.start for work in works) - compute),
-        cores=cores,
+        waiting=max(0.0, sum(work.end - work.start for work in works if work.stage == measured.stage) - compute),
+        cores=sum(job.cpu for job in of_stage) / span if of_stage and span else None,
         videos_per_hour=3600 * measured.videos / span if span else 0.0,
         audio_per_hour=measured.audio / span if span else 0.0,
     )
