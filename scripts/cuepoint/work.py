@@ -175,7 +175,8 @@ def working_time(stage: str, works: Iterable[Download | Job]) -> float:
     if not of_stage:
         return 0.0
     first, last = min(work.start for work in of_stage), max(work.end for work in of_stage)
-    return covered(((max(work.start, first), min(work.end, last)) for work in listed), bridge=_BREATH)
+    meanwhile = [work for work in listed if work.start <= last and work.end >= first]
+    return covered(((max(work.start, first), min(work.end, last)) for work in meanwhile), bridge=_BREATH)
 
 
 def measure(run: Run, downloads: Mapping[str, Download], jobs: Iterable[Job]) -> list[StageMeasure]:
