@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 ALL = 2**31  # limit of a facet: every value
 REBUILD_SHARE = 0.25  # deleted points stay in the files: from this share on a directory is built anew
+FLUSH_POINTS = 10_000  # the engine holds in memory what is not flushed
 NOTES = "cuepoint.json"
 ZEROS = bytes(1 << 16)  # what is looked for to be left out of a copy
 BUILDING, REMOVED = ".building", ".removed"  # suffixes of directories that are not yet, or no longer, a state
@@ -42,6 +43,7 @@ class EdgeCollection:
 
     def __init__(self, shard: edge.EdgeShard, provenance: dict[str, Any]):
         self._shard, self._provenance = shard, provenance
+        self._unflushed = 0  # points
 
     def provenance(self) -> dict[str, Any]:
         """What the collection was made with."""
@@ -58,8 +60,13 @@ class EdgeCollection:
 
     def upsert(self, points: Points) -> None:
         """Write points, replacing those with the same IDs."""
-        rows = zip(points.ids, points.vectors, points.payloads, strict=True)
+        # The engine takes numbers one by one, and from a buffer three times as fast as from an array.
+        rows = zip(points.ids, map(memoryview, points.vectors), points.payloads, strict=True)
         self._shard.update(edge.UpdateOperation.upsert_points([edge.Point(*row) for row in rows]))
+        self._unflushed += len(points.ids)
+        if self._unflushed >= FLUSH_POINTS:
+            self._shard.flush()
+            self._unflushed = 0
 
     def trim(self, fingerprints: Mapping[str, str]) -> None:
         """Delete what these videos hold under any other fingerprint."""

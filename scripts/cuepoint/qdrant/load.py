@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DELETE_BATCH = 200  # videos named in one request
+SEARCHES = 16  # points of the sample that are also searched for: each reads all vectors
 VECTOR_TOLERANCE = 1e-5  # of a stored number: float32 that was scaled to unit length once more
 SCORE_TOLERANCE = 1e-4
 
@@ -275,28 +276,37 @@ def _verify(collection: Collection, wanted: Survey, changes: Changes, sample: Sa
         raise _unlike(f"{total} points are there, {wanted.points + kept} should be")
     ids = [chunk.point_id for chunk in sample.chunks]
     stored = {hit.id: hit for hit in collection.retrieve(ids)} if ids else {}
-    found = [_compare_point(collection, chunk, stored.get(chunk.point_id), wanted) for chunk in sample.chunks]
-    return Verified(videos_counted=len(wanted.videos), points_compared=len(found), points_found=sum(found))
+    for chunk in sample.chunks:
+        _compare_point(chunk, stored.get(chunk.point_id), payload(chunk, wanted.videos[chunk.video_id]))
+    searched = sample.chunks[-SEARCHES:]  # those that have just been written, if any were
+    for chunk in searched:
+        _find_point(collection, chunk)
+    return Verified(videos_counted=len(wanted.videos), points_compared=len(sample.chunks), points_found=len(searched))
 
 
-def _compare_point(collection: Collection, chunk: Chunk, hit: Hit | None, wanted: Survey) -> bool:
-    """Raise DataError if a stored point is not its chunk; returns whether a search for it could be checked too."""
+def _compare_point(chunk: Chunk, hit: Hit | None, wanted: Mapping[str, Any]) -> None:
+    """Raise DataError if a stored point has not its chunk's vector and the payload that is wanted."""
     if hit is None or hit.vector is None:
         raise _unlike(f"{_named(chunk)} is missing")
-    length = float(np.linalg.norm(chunk.vector))
     stored = np.asarray(hit.vector, dtype=np.float32)
     # With cosine distance the engine stores vectors scaled to unit length.
-    if not any(np.allclose(stored, each, atol=VECTOR_TOLERANCE) for each in (chunk.vector, chunk.vector / length)):
+    if not any(np.allclose(stored, each, atol=VECTOR_TOLERANCE) for each in (chunk.vector, _unit(chunk.vector))):
         raise _unlike(f"{_named(chunk)} has another vector there")
-    if not _same_payload(hit.payload, payload(chunk, wanted.videos[chunk.video_id])):
+    if not _same_payload(hit.payload, wanted):
         raise _unlike(f"{_named(chunk)} has another payload there")
-    if abs(float(np.linalg.norm(stored)) - 1) > VECTOR_TOLERANCE * stored.size:
-        return False  # by dot product a longer vector may come before the point itself
-    first = collection.search(stored.tolist(), 1, exact=True)
+
+
+def _find_point(collection: Collection, chunk: Chunk) -> None:
+    """Search for a point by its own vector; raises DataError if what comes first is farther away than itself."""
+    first = collection.search(_unit(chunk.vector).tolist(), 1, exact=True)
+    own_score = min(1.0, float(np.linalg.norm(chunk.vector)))  # by dot product below 1 for a shorter vector
     # Passages with the same words have the same vector: one of these may come first, with the same score.
-    if not first or first[0].score < 1 - SCORE_TOLERANCE:
+    if not first or first[0].score < own_score - SCORE_TOLERANCE:
         raise _unlike(f"{_named(chunk)} is not what a search for it finds")
-    return True
+
+
+def _unit(vector: np.ndarray) -> np.ndarray:
+    return vector / np.linalg.norm(vector)
 
 
 def _same_payload(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:

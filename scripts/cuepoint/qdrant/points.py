@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import numpy as np
@@ -33,9 +33,8 @@ class ShardTables:
     videos: Path
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """One row of an embedding table; `vector` is (d,) float32."""
+class Chunk(NamedTuple):
+    """One row of an embedding table; `vector` is (d,) float32. (A tuple, for there are hundreds of thousands.)"""
 
     point_id: str
     video_id: str
@@ -74,7 +73,12 @@ class Sample:
 
     def offer(self, chunks: Iterable[Chunk]) -> None:
         """Keep the smallest of those already kept and `chunks`."""
-        self.chunks = heapq.nsmallest(self.size, [*self.chunks, *chunks], key=lambda chunk: chunk.point_id)
+        known = {id(chunk) for chunk in self.chunks}
+        smallest = heapq.nsmallest(self.size, [*self.chunks, *chunks], key=lambda chunk: chunk.point_id)
+        # A row of an array keeps its whole batch in memory: what stays gets a vector of its own.
+        self.chunks = [
+            chunk if id(chunk) in known else chunk._replace(vector=chunk.vector.copy()) for chunk in smallest
+        ]
 
     def __or__(self, other: "Sample") -> "Sample":
         either = {chunk.point_id: chunk for chunk in [*self.chunks, *other.chunks]}
