@@ -51,7 +51,9 @@ def write_model(
     _fill(encoder.conv2, draw, (size.width, size.width, 3))
     encoder.position_encodings.encodings = _noise(draw, (1500, size.width), 0.1)
     decoder.embeddings.weight = decoder.projection.weight = _noise(draw, (len(vocabulary), size.width), 0.3)
-    decoder.position_encodings.encodings = _noise(draw, (448, size.width), 0.1)
+    # Each position prefers words of its own (no loops), and stamps are unlikely: nothing is decoded twice.
+    decoder.position_encodings.encodings = _noise(draw, (448, size.width), 4.0)
+    decoder.embeddings.weight[-STAMPS:] *= 0.05
     _end_after(tokens + (0 if english else 2), decoder, vocabulary.index("<|endoftext|>"))
     for layer in encoder.layer:
         _fill_layer(layer, draw, size.width, cross=False)

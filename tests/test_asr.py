@@ -35,7 +35,7 @@ WORDS = DEMO.model_copy(update={"word_timestamps": True})
 
 @pytest.fixture(scope="session")
 def multilingual(tmp_path_factory):
-    """A random model with 99 languages: what it writes is a loop of random words."""
+    """A random model with 99 languages: it writes random words of which it is not sure."""
     folder = tmp_path_factory.mktemp("models") / "multilingual"
     write_model(folder, SIZES["micro"], tokens=12)
     return TranscribeSettings(model=str(folder), device="cpu")
@@ -273,15 +273,15 @@ def test_a_full_gpu_halves_the_batch_and_loses_nothing(tmp_path, multilingual, m
         Shard(tmp_path / "none", FEW).transcribe(settings)
 
 
-def test_text_that_loops_is_decoded_again_alone_and_kept_flagged(tmp_path, multilingual):
-    looping = Shard(tmp_path / "a", FEW[:2]).transcribe(multilingual)
-    assert looping.segments
-    assert all("repetition" in row["flags"] or "low_confidence" in row["flags"] for row in looping.segments)
-    assert sum(row["flagged"] for row in looping.videos.values()) == len(looping.segments)
+def test_text_that_looks_wrong_is_decoded_again_alone_and_kept_with_its_flags(tmp_path, multilingual):
+    doubtful = Shard(tmp_path / "a", FEW[:2]).transcribe(multilingual)
+    assert doubtful.segments
+    assert all({"low_confidence", "redecoded"} <= set(row["flags"]) for row in doubtful.segments)
+    assert sum(row["flagged"] for row in doubtful.videos.values()) == len(doubtful.segments)
     # The fallback draws at random, from the same seed for each clip: never from the order.
     again = Shard(tmp_path / "b", FEW[:2])
     again.receipts.reverse()
-    assert again.transcribe(multilingual, threads=1).files == looping.files
+    assert again.transcribe(multilingual, threads=1).files == doubtful.files
 
 
 def test_what_sampling_gives_depends_on_the_clip_alone(multilingual, spoken):

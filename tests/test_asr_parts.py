@@ -11,7 +11,7 @@ from faster_whisper.vad import VadOptions, get_speech_timestamps
 
 from cuepoint.asr import speech
 from cuepoint.asr.engine import Decoded, Segment, split_at_stamps
-from cuepoint.asr.safety import Flag, count_suspect, suspicions
+from cuepoint.asr.safety import Flag, suspicions
 from cuepoint.asr.speech import RATE, VAD, Clip, Speech, find_speech, pack
 from cuepoint.settings import TranscribeSettings
 
@@ -139,7 +139,3 @@ def decoded(*texts, language="en", avg_logprob=-0.3, no_speech_prob=0.1, compres
 )
 def test_what_looks_wrong_is_flagged_and_why(clip, flags):
     assert suspicions(clip, TranscribeSettings()) == flags
-
-
-def test_text_that_was_decoded_again_and_is_good_now_can_be_trusted():
-    assert count_suspect([{Flag.REDECODED}, {Flag.REDECODED, Flag.REPETITION}, set()]) == 1

@@ -12,8 +12,8 @@ import copy
 import logging
 import threading
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ctranslate2
@@ -158,7 +158,15 @@ class Engine:
         return Decoded(
             language=language,
             language_probability=None,
-            segments=tuple(_segment(segment.start, segment.end, segment.text, segment.words) for segment in segments),
+            segments=tuple(
+                _segment(
+                    segment.start,
+                    segment.end,
+                    segment.text,
+                    segment.words and [Word(w.start, w.end, w.word, float(w.probability)) for w in segment.words],
+                )
+                for segment in segments
+            ),
             # A clip that took several windows is judged by its worst.
             avg_logprob=min(segment.avg_logprob for segment in segments),
             no_speech_prob=max(segment.no_speech_prob for segment in segments),
@@ -274,8 +282,8 @@ class Engine:
         for place, (pieces, _) in enumerate(clips, 1):
             for piece in pieces:
                 for times in [piece, *piece["words"]]:
-                    times["start"] = max(0.0, times["start"] - place * _APART)
-                    times["end"] = max(0.0, times["end"] - place * _APART)
+                    times["start"] = max(0.0, float(times["start"]) - place * _APART)
+                    times["end"] = max(0.0, float(times["end"]) - place * _APART)
 
 
 def load(files: ModelFiles, settings: TranscribeSettings, gpu: Gpu | None, workers: int) -> Engine:
@@ -354,25 +362,21 @@ def compression_ratio(text: str) -> float:
     return len(raw) / len(zlib.compress(raw))
 
 
-def _spoken(pieces: Sequence[dict[str, Any]], tokenizer: Tokenizer, seconds: float) -> list[Segment]:
-    """The pieces that hold text, as segments."""
-    segments = []
+def _spoken(pieces: Sequence[dict[str, Any]], tokenizer: Tokenizer, seconds: float) -> Iterator[Segment]:
+    """The pieces that hold text, as segments that end with the clip at the latest."""
     for piece in pieces:
-        text = tokenizer.decode(piece["tokens"]).strip()
-        if text:
-            words = piece.get("words")
-            made = None if words is None else tuple(_word(word) for word in words)
-            segments.append(Segment(min(piece["start"], seconds), min(piece["end"], seconds), text, made))
-    return segments
+        words = piece.get("words")
+        made = words and [Word(word["start"], word["end"], word["word"], float(word["probability"])) for word in words]
+        segment = _segment(piece["start"], piece["end"], tokenizer.decode(piece["tokens"]), made)
+        if segment.text:
+            yield replace(segment, start=min(segment.start, seconds), end=min(segment.end, seconds))
 
 
-def _word(word: dict[str, Any]) -> Word:
-    return Word(float(word["start"]), float(word["end"]), word["word"], float(word["probability"]))
-
-
-def _segment(start: float, end: float, text: str, words: Sequence[Any] | None) -> Segment:
-    made = None if words is None else tuple(Word(w.start, w.end, w.word, float(w.probability)) for w in words)
-    return Segment(start, end, text.strip(), made)
+def _segment(start: float, end: float, text: str, words: Sequence[Word] | None) -> Segment:
+    """A segment reaches from its first to its last word, where those are known: they are the more exact."""
+    if words:
+        start, end = words[0].start, words[-1].end
+    return Segment(start, end, text.strip(), None if words is None else tuple(words))
 
 
 def _most_likely(clips: Sequence[dict[str, float]]) -> tuple[str, float]:

@@ -1,6 +1,6 @@
 """Which text cannot be trusted, and why: the flags of a segment.
 
-Nothing is deleted: flagged text stays in the table, and `embed` leaves it out.
+Nothing is deleted: flagged text stays in the table, and `embed` leaves it out. Text without flags can be trusted.
 """
 
 import re
@@ -14,7 +14,7 @@ from cuepoint.settings import TranscribeSettings
 
 
 class Flag(StrEnum):
-    """Why a segment is suspect; REDECODED alone is no reason to distrust it."""
+    """Why a segment is suspect; REDECODED stands beside the others where decoding it again did not help."""
 
     REPETITION = "repetition"
     LOW_CONFIDENCE = "low_confidence"
@@ -76,11 +76,6 @@ def suspicions(decoded: Decoded, settings: TranscribeSettings) -> list[set[Flag]
             found.add(Flag.REPETITION)
         flags.append(found)
     return flags
-
-
-def count_suspect(flags: Sequence[set[Flag]]) -> int:
-    """How many segments cannot be trusted."""
-    return sum(bool(found - {Flag.REDECODED}) for found in flags)
 
 
 def _of_clip(decoded: Decoded, settings: TranscribeSettings) -> set[Flag]:

@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -30,7 +30,7 @@ from cuepoint import devices, failures
 from cuepoint.asr import VERSION
 from cuepoint.asr.engine import Decoded, Engine, Group, Word, is_out_of_memory, load
 from cuepoint.asr.model import ModelFiles, find_model
-from cuepoint.asr.safety import Flag, count_suspect, suspicions
+from cuepoint.asr.safety import Flag, suspicions
 from cuepoint.asr.speech import VAD, Clip, Speech
 from cuepoint.errors import DataError, EnvironmentFault
 from cuepoint.failures import Attempt
@@ -367,19 +367,18 @@ class _Pipeline:
     def _trusted(self, clip: Clip, decoded: Decoded) -> _Part:
         """Flag what looks wrong; decode such a clip again, alone, and take that if it looks better."""
         flags = suspicions(decoded, self._settings)
-        if not count_suspect(flags):
+        if not any(flags):
             return _Part(clip, decoded, flags)
-        again = self._engine.redecode(clip.samples, decoded.language)
         self._count(redecoded_clips=1)
-        if again is None:  # Whisper hears no speech there; the text is kept and says so
-            return _Part(clip, decoded, [found | {Flag.NO_SPEECH} for found in flags])
+        again = self._engine.redecode(clip.samples, decoded.language)
+        if again is None:  # Whisper hears no speech there: the text is kept and says so
+            return _Part(clip, decoded, [found | {Flag.NO_SPEECH, Flag.REDECODED} for found in flags])
         flags_again = suspicions(again, self._settings)
-        better = (count_suspect(flags_again), -again.avg_logprob) < (count_suspect(flags), -decoded.avg_logprob)
-        if not better:
-            return _Part(clip, decoded, flags)
-        # What was detected stays as it was detected.
-        again = replace(again, language_probability=decoded.language_probability, rest_from=decoded.rest_from)
-        return _Part(clip, again, [found | {Flag.REDECODED} for found in flags_again])
+        if (_count_flagged(flags_again), -again.avg_logprob) < (_count_flagged(flags), -decoded.avg_logprob):
+            # The language stays as it was detected. The sequential decoder has read the clip to its end.
+            decoded = replace(again, language_probability=decoded.language_probability)
+            flags = flags_again
+        return _Part(clip, decoded, [found | {Flag.REDECODED} if found else found for found in flags])
 
     def _store(self, ready: _Ready, parts: list[_Part]) -> None:
         video = ready.video
@@ -520,7 +519,6 @@ def _write_tables(
         table, found = read_table(cache, TRANSCRIPTS), read_metadata(cache)["video"]
         tables.append(table.replace_schema_metadata(None))
         computed.add(found["computed"])
-        flags = table["flags"].to_pylist()
         rows.append(
             _video_row(receipt)
             | {
@@ -531,7 +529,7 @@ def _write_tables(
                 "status": Status.OK if len(table) else Status.EMPTY,
                 "error": found["problem"],
                 "segments": len(table),
-                "flagged": count_suspect([set(of_segment) for of_segment in flags]),
+                "flagged": _count_flagged(table["flags"].to_pylist()),
             }
         )
     provenance = {
@@ -542,6 +540,11 @@ def _write_tables(
     write_table(transcripts, pa.concat_tables(tables), TRANSCRIPTS, settings=settings.result_settings(), **provenance)
     table = pa.Table.from_pylist(rows, VIDEOS)
     write_table(videos, table, VIDEOS, settings=settings.result_settings(), **provenance)
+
+
+def _count_flagged(flags: Sequence[Collection[str]]) -> int:
+    """How many segments have a flag."""
+    return sum(bool(found) for found in flags)
 
 
 def _video_row(receipt: Receipt) -> dict[str, Any]:
