@@ -72,6 +72,7 @@ def load_sentence_transformer(model: EmbeddingModel, files: ModelFiles, **option
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
         return SentenceTransformer(
             str(files.path),
