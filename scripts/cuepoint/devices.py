@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 
 DRIVER = "libcuda.so.1"
 _POLL = 0.5  # seconds between looks for a free GPU
-# What CTranslate2 opens by name when it first runs on a GPU, in the order in which they need each other.
-_LIBRARIES = ("libcublasLt.so.12", "libcublas.so.12", "libcudnn.so.9")
+# What CTranslate2 opens by name when it first runs on a GPU, after what that needs. (Its wheels need no cuDNN.)
+_LIBRARIES = ("libcublasLt.so.12", "libcublas.so.12")
 
 
 @dataclass(frozen=True)
@@ -87,15 +87,15 @@ def lease(layout: Layout, among: Sequence[Gpu] | None = None) -> Iterator[Gpu]:
 
 
 def load_cuda_libraries() -> None:
-    """Load cuBLAS 12 and cuDNN 9 from where pip put them, so that no LD_LIBRARY_PATH is needed.
+    """Load cuBLAS 12 from where pip put it, so that no LD_LIBRARY_PATH is needed.
 
     Raises EnvironmentFault when one is neither there nor on the system's own path.
     """
     missing = [name for name in _LIBRARIES if not _load(name)]
     if missing:
         raise EnvironmentFault(
-            f"CTranslate2 needs {', '.join(missing)} to run on a GPU: pip install nvidia-cublas-cu12 nvidia-cudnn-cu12 "
-            "(or set transcribe.device to cpu)"
+            f"CTranslate2 needs {', '.join(missing)} to run on a GPU: pip install nvidia-cublas-cu12 (or set "
+            "transcribe.device to cpu)"
         )
 
 
