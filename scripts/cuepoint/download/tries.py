@@ -16,7 +16,7 @@ from yt_dlp.utils import YoutubeDLError
 from cuepoint.download.classify import Ended, Verdict, classify
 from cuepoint.download.fetch import Fetcher, clean_text, without_secrets
 from cuepoint.download.limiter import CircuitExhausted, Limiter
-from cuepoint.download.remux import Audio, remux
+from cuepoint.download.remux import Audio, file_hash, remux
 from cuepoint.errors import EnvironmentFault
 from cuepoint.layout import Layout
 from cuepoint.settings import DownloadSettings
@@ -31,6 +31,7 @@ class Try:
 
     verdict: Verdict
     facts: dict[str, Any] = field(default_factory=dict)
+    damaged: str | None = None  # hash of a file that came whole and that nothing can decode
 
 
 def from_file(source: Path, target: Path) -> dict[str, Any]:
@@ -55,12 +56,14 @@ def from_file(source: Path, target: Path) -> dict[str, Any]:
 def from_url(source: str, target: Path, layout: Layout, settings: DownloadSettings) -> dict[str, Any]:
     """Try to download `source` to `target` until that ended in a state; returns fields of a receipt.
 
-    Transient errors are tried `settings.attempts` times, an "unavailable" without a reason is confirmed once; being
-    throttled is not counted, the limiter's budget ends it.
+    Transient errors are tried `settings.attempts` times, an "unavailable" without a reason is confirmed once, and so is
+    a file that cannot be decoded: when the site sends the same bytes again, it has no others. Being throttled is not
+    counted, the limiter's budget ends it.
     """
     limiter = Limiter(layout, settings)
     partial = layout.partial(target.stem)
     tries, waited, cooled, confirmed = 0, 0.0, 0.0, False
+    damaged: set[str] = set()
     refusals: set[float] = set()  # circuits of the site that this video opened: others were answered in between
     while True:
         try:
@@ -71,6 +74,11 @@ def from_url(source: str, target: Path, layout: Layout, settings: DownloadSettin
         cooled += admission.cooled
         partial.mkdir(parents=True, exist_ok=True)
         ended = _try(source, target, Fetcher(partial, layout, settings, limiter))
+        if ended.damaged in damaged:
+            verdict = Verdict(Status.UNAVAILABLE, f"{ended.verdict.message}, and the same bytes came twice")
+            ended = replace(ended, verdict=verdict)
+        elif ended.damaged:
+            damaged.add(ended.damaged)
         verdict = ended.verdict
         log.info("%s: %s", verdict.status, verdict.message or source)
         match verdict.status:
@@ -110,11 +118,19 @@ def _try(source: str, target: Path, fetcher: Fetcher) -> Try:
         ended = _judge(remux(fetched.path, target), facts["advertised_duration"], facts)
     except av.FFmpegError as error:
         _raise_local_fault(error)
-        ended = Try(Verdict(Status.TRANSIENT, f"what was downloaded is no media file ({error.strerror})"), facts)
+        verdict = Verdict(Status.TRANSIENT, f"what was downloaded is no media file ({error.strerror})")
+        ended = Try(verdict, facts, damaged=None if _is_text(fetched.path) else file_hash(fetched.path))
     if ended.verdict.status is not Status.OK:
         fetched.path.unlink()  # whole by the server's word and yet wrong: going on from it would keep the damage
         target.unlink(missing_ok=True)
     return ended
+
+
+def _is_text(path: Path) -> bool:
+    """Whether a file begins like a page or a message: what a site that refuses a session sends in place of media."""
+    with path.open("rb") as file:
+        head = file.read(512).strip()
+    return not head or head.isascii()
 
 
 def _judge(audio: Audio | None, advertised: float | None, facts: dict[str, Any]) -> Try:
