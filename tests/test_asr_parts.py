@@ -10,14 +10,17 @@ from faster_whisper.audio import decode_audio
 from faster_whisper.vad import VadOptions, get_speech_timestamps
 
 from cuepoint.asr import speech
-from cuepoint.asr.engine import Decoded, Segment, split_at_stamps
+from cuepoint.asr.engine import Decoded, Segment, choose_compute_type, split_at_stamps
+from cuepoint.asr.model import find_model
 from cuepoint.asr.safety import Flag, suspicions
 from cuepoint.asr.speech import RATE, VAD, Clip, Speech, find_speech, pack
+from cuepoint.errors import ConfigError, EnvironmentFault
 from cuepoint.settings import TranscribeSettings
 
 ROOT = Path(__file__).parents[1]
 CLIPS = ROOT / "demo" / "clips"
 MANIFEST = json.loads((ROOT / "demo" / "manifest.json").read_text())
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 STAMP = 1000  # the first stamp's token in these tests
 
 
@@ -139,3 +142,50 @@ def decoded(*texts, language="en", avg_logprob=-0.3, no_speech_prob=0.1, compres
 )
 def test_what_looks_wrong_is_flagged_and_why(clip, flags):
     assert suspicions(clip, TranscribeSettings()) == flags
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """A Hugging Face cache of our own, and no way to the hub."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return tmp_path / "models--Systran--faster-whisper-tiny"
+
+
+def test_a_cached_model_is_used_as_it_is_and_known_by_its_commit(hub_cache):
+    snapshot = hub_cache / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (hub_cache / "refs").mkdir()
+    (hub_cache / "refs" / "main").write_text(COMMIT)
+    for name in ("model.bin", "config.json", "tokenizer.json"):
+        (snapshot / name).write_text("")
+    for revision in (None, COMMIT):
+        found = find_model(TranscribeSettings(model="tiny", revision=revision))
+        assert (found.revision, found.folder) == (COMMIT, snapshot)
+
+
+def test_a_model_that_cannot_be_fetched_is_the_machines_fault_and_one_that_does_not_exist_the_settings(hub_cache):
+    with pytest.raises(EnvironmentFault, match="connect this machine once"):
+        find_model(TranscribeSettings(model="tiny"))
+    with pytest.raises(ConfigError, match="neither a directory here"):
+        find_model(TranscribeSettings(model="no-such-model"))
+
+
+def test_a_local_model_is_known_by_its_files_wherever_it_is(tmp_path):
+    def model(folder, weights):
+        folder.mkdir()
+        for name in ("config.json", "tokenizer.json"):
+            (folder / name).write_text("{}")
+        (folder / "model.bin").write_text(weights)
+        return find_model(TranscribeSettings(model=str(folder))).revision
+
+    assert model(tmp_path / "a", "1") == model(tmp_path / "b", "1") != model(tmp_path / "c", "2")
+
+
+def test_the_arithmetic_is_the_fastest_that_the_device_has():
+    auto, fixed = TranscribeSettings(), TranscribeSettings(compute_type="bfloat16")
+    assert choose_compute_type(auto, {"float32", "int8"}, "cpu") == "int8"
+    assert choose_compute_type(auto, {"float32", "int8", "float16"}, "cuda") == "float16"
+    assert choose_compute_type(auto, {"float32", "int8"}, "cuda") == "int8"  # before compute capability 7
+    with pytest.raises(ConfigError, match=r"bfloat16.*float32, int8"):
+        choose_compute_type(fixed, {"float32", "int8"}, "cpu")

@@ -191,7 +191,7 @@ class Engine:
         )
 
     def _encode(self, features: Sequence[np.ndarray]) -> ctranslate2.StorageView:
-        if self.device != "cpu":
+        if self.device != "cpu" or "bfloat16" in self.compute_type:  # NumPy has no bfloat16
             return self._model.encode(np.stack(features))
         # One clip at a time stays in the processor's cache (measured: a fifth faster than four); the arithmetic and
         # its results are the same.
@@ -296,6 +296,7 @@ def load(files: ModelFiles, settings: TranscribeSettings, gpu: Gpu | None, worke
         devices.load_cuda_libraries()
     compute_type = choose_compute_type(settings, ctranslate2.get_supported_compute_types(device, index), device)
     ctranslate2.set_random_seed(_SEED)
+    logging.getLogger("faster_whisper").setLevel(logging.WARNING)  # it tells each call's steps
     where = {"device": device, "device_index": index, "compute_type": compute_type}
     model = WhisperModel(str(files.folder), **where, cpu_threads=1, num_workers=1 if gpu else workers)
 

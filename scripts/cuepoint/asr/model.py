@@ -58,7 +58,8 @@ def _from_hub(settings: TranscribeSettings) -> Path:
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise EnvironmentFault(
-            f"the model {settings.model!r} is not in the Hugging Face cache and cannot be downloaded ({error}): "
+            f"the model {settings.model!r} is not in the Hugging Face cache and cannot be downloaded "
+            f"({str(error).splitlines()[0]}): "
             "connect this machine once, or set transcribe.model to a directory that holds the model"
         ) from error
 
