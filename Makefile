@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 GPU_REQUIREMENTS := $(if $(shell command -v nvidia-smi),-r requirements-gpu.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format lock generate clean
+.PHONY: help install demo test lint format lock generate pictures clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -49,6 +49,9 @@ lock: $(VENV)/.installed-dev ## Compile requirements.txt from requirements.in
 	$(BIN)/pip-compile --quiet --upgrade --strip-extras --annotation-style=line --no-header --no-emit-options \
 		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements.txt requirements.in
 	sed -i 's/^\(torch==[0-9.]*\)+cpu/\1/' requirements.txt  # the registry's build, whichever was used to compile
+
+pictures: $(VENV)/.installed-dev ## Draw the pictures of the documentation (needs Chromium)
+	$(BIN)/python docs/make_pictures.py
 
 clean: ## Remove what the demo made
 	rm -rf demo/results demo/.snakemake

@@ -20,6 +20,7 @@ from cuepoint.tables import TRANSCRIPTS, VIDEOS, embeddings_schema, write_table
 START = 1_790_000_000.0  # Unix time at which a made run begins
 MODEL = "all-MiniLM-L6-v2"
 AUDIO = 600.0  # seconds of each video
+SEGMENTS = 6  # of each video, the last one flagged
 
 
 def make_run(layout: Layout, videos: int, shard_size: int) -> Run:
@@ -52,7 +53,7 @@ def make_telemetry(
     pq.write_table(table, path)
 
 
-def make_tables(layout: Layout, shard: str, videos: list[str], statuses: dict[str, Status], segments: int = 6) -> None:
+def make_tables(layout: Layout, shard: str, videos: list[str], statuses: dict[str, Status], model: str = MODEL) -> None:
     ok = [video_id for video_id in videos if statuses.get(video_id, Status.OK) is Status.OK]
     rows = [
         {
@@ -65,7 +66,7 @@ def make_tables(layout: Layout, shard: str, videos: list[str], statuses: dict[st
             "flags": ["repetition"] if i == 5 else [],
         }
         for video_id in ok
-        for i in range(segments)
+        for i in range(SEGMENTS)
     ]
     write_table(layout.transcripts(shard), pa.Table.from_pylist(rows, schema=TRANSCRIPTS), TRANSCRIPTS, settings={})
     about = [
@@ -75,7 +76,7 @@ def make_tables(layout: Layout, shard: str, videos: list[str], statuses: dict[st
             "title": f"Title of {video_id}",
             "status": statuses.get(video_id, Status.OK),
             "duration": AUDIO,
-            "segments": segments * (video_id in ok),
+            "segments": SEGMENTS * (video_id in ok),
             "flagged": int(video_id in ok),
             "language": "en",
         }
@@ -97,12 +98,14 @@ def make_tables(layout: Layout, shard: str, videos: list[str], statuses: dict[st
         for video_id in ok
         for i in range(2)
     ]
-    write_table(layout.embeddings(MODEL, shard), pa.Table.from_pylist(chunks, schema=schema), schema, settings={})
+    write_table(layout.embeddings(model, shard), pa.Table.from_pylist(chunks, schema=schema), schema, settings={})
 
 
-def make_results(folder: Path, videos: int = 12, shard_size: int = 4) -> tuple[Layout, Settings, Run]:
+def make_results(
+    folder: Path, videos: int = 12, shard_size: int = 4, model: str = MODEL
+) -> tuple[Layout, Settings, Run]:
     """A whole run on one GPU: a download each 20 s, a minute a shard of ASR, ten minutes a shard of embedding."""
-    settings = load_settings({"results": str(folder)})
+    settings = load_settings({"results": str(folder), "embedding": {"use": [model]}})
     layout = Layout(folder)
     run = make_run(layout, videos, shard_size)
     ids = list(run.members)
@@ -113,14 +116,14 @@ def make_results(folder: Path, videos: int = 12, shard_size: int = 4) -> tuple[L
         make_receipt(layout, video_id, end, statuses.get(video_id, Status.OK), seconds=18.0, waited=2.0, error=error)
     free = START
     for shard, members in run.shards().items():
-        make_tables(layout, shard, members, statuses)
+        make_tables(layout, shard, members, statuses, model)
         begin = max(free, START + 20 * (1 + ids.index(members[-1])))
         path = layout.telemetry / "transcribe" / f"{shard}.parquet"
-        make_telemetry(path, "transcribe", begin, begin + 60, gpu_busy=0.93, audio_seconds=AUDIO * len(members))
-        path = layout.telemetry / f"embed-{MODEL}" / f"{shard}.parquet"
+        make_telemetry(path, "transcribe", begin, begin + 60, gpu_busy=0.93, phase_model=54.0)
+        path = layout.telemetry / f"embed-{model}" / f"{shard}.parquet"
         free = begin + 660
         make_telemetry(path, "embed", begin + 60, free, gpu_busy=0.12, chunks=512, phase_encode=592.0)
-    path = layout.telemetry / "load" / f"{MODEL}.parquet"
+    path = layout.telemetry / "load" / f"{model}.parquet"
     make_telemetry(path, "load", free, free + 30)
     ledger.write_ledger(layout, settings, run)
     return layout, settings, run

@@ -49,7 +49,13 @@ def test_the_old_scripts_log_is_read_as_its_analysis_read_it():
     assert "37 s a batch of 32 (0.86 texts/s)" in verdict.sentence
     assert "GPU 1-26 % busy" in verdict.sentence
     assert "24 videos waited" in verdict.sentence
-    assert "embedding.use: [all-MiniLM-L6-v2]" in verdict.sentence
+    assert "embedding.use: [all-MiniLM-L6-v2] would take 0.3 s to 7.9 s a batch here" in verdict.sentence
+
+
+def test_shards_too_small_for_their_model_are_named_as_such():
+    verdict = name_bottleneck(well_fed(embed=stage("embed", 3000, model="bge-small-en-v1.5", loading=0.8)))
+    assert verdict.kind is Kind.EMBEDDING
+    assert "80 % of its time went into loading the model; raise shard_size" in verdict.sentence
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,8 @@ PACED = 0.5  # share of the downloads' time that went into waiting for the limit
 
 FAST_MODEL = "all-MiniLM-L6-v2"
 
-ARITHMETIC = {"all-MiniLM-L6-v2": 1.0, "bge-small-en-v1.5": 2.0, "gte-Qwen2-1.5B-instruct": 123.0}
-"""Arithmetic of a token, relative to all-MiniLM-L6-v2: the layers have 10.6, 21.3 and 1310 million weights."""
+SIZES = {"all-MiniLM-L6-v2": (10.6e6, 6), "bge-small-en-v1.5": (21.3e6, 12), "gte-Qwen2-1.5B-instruct": (1.31e9, 28)}
+"""Weights in the layers of the ready-made models, and how many layers there are."""
 
 
 class Kind(StrEnum):
@@ -57,7 +57,7 @@ class Share:
 
     def __str__(self) -> str:
         low, high = round(100 * self.low), round(100 * self.high)
-        return f"{low} %" if low == high else f"{low}-{high} %"
+        return _percent(self.mean) if low == high else f"{low}-{high} %"
 
 
 @dataclass(frozen=True)
@@ -127,14 +127,10 @@ def _embedding(embed: StageMeasure) -> tuple[Kind, str]:
     batch = 32 * embed.encoding / embed.texts if embed.texts else None
     evidence = [f"{_seconds(batch)} a batch of 32 ({embed.texts / embed.encoding:.2g} texts/s)"] if batch else []
     evidence += _gpu(embed) + _queue(embed)
-    ratio = ARITHMETIC.get(embed.model or "", 1.0)
     if embed.loading >= LOADING:
         mend = _larger_shards(embed)
-    elif ratio > ARITHMETIC[FAST_MODEL] and batch:
-        mend = (
-            f"embedding.use: [{FAST_MODEL}] has 1/{ratio:.0f} of {embed.model}'s arithmetic and would take about "
-            f"{_seconds(batch / ratio)} a batch here"
-        )
+    elif batch and embed.model in SIZES and embed.model != FAST_MODEL:
+        mend = _faster_model(embed.model, batch)
     elif embed.gpu is None:
         mend = "a GPU, or embedding.backend and --cores (cuepoint estimate measures them), make it faster"
     else:
@@ -142,11 +138,26 @@ def _embedding(embed: StageMeasure) -> tuple[Kind, str]:
     return Kind.EMBEDDING, f"embed is the bottleneck{_with(embed.model)}: {_join(evidence)}; {mend}"
 
 
+def _faster_model(model: str, batch: float) -> str:
+    """What `FAST_MODEL` would take for a batch that takes `model` so many seconds.
+
+    At best the time shrinks as the arithmetic does; at worst, on a device that waits more than it computes, as the
+    number of layers, which run one after the other.
+    """
+    (weights, layers), (fast_weights, fast_layers) = SIZES[model], SIZES[FAST_MODEL]
+    best, worst = _seconds(batch * fast_weights / weights), _seconds(batch * fast_layers / layers)
+    time = f"about {best}" if best == worst else f"{best} to {worst}"
+    return (
+        f"embedding.use: [{FAST_MODEL}] would take {time} a batch here (1/{weights / fast_weights:.0f} of the "
+        f"arithmetic, {fast_layers} layers in place of {layers})"
+    )
+
+
 def _transcription(transcribe: StageMeasure) -> tuple[Kind, str]:
     speed = f"{transcribe.audio / transcribe.active:.3g} h of audio an hour"
     evidence = [speed, *_gpu(transcribe), *_queue(transcribe)]
     if transcribe.gpu and transcribe.gpu.mean < IDLE_GPU and transcribe.starved >= STARVED:
-        waited = f"its model waited for decoded audio {transcribe.starved:.0%} of the time"
+        waited = f"its model waited for decoded audio {_percent(transcribe.starved)} of the time"
         return Kind.CPU_STARVED, (
             f"transcribe is the bottleneck, for want of CPU: {_join([*evidence, waited])}; give the run more --cores "
             "(the GPU could do more)"
@@ -163,21 +174,22 @@ def _transcription(transcribe: StageMeasure) -> tuple[Kind, str]:
 
 
 def _larger_shards(measure: StageMeasure) -> str:
-    return f"{measure.loading:.0%} of its time went into loading the model; raise shard_size"
+    return f"{_percent(measure.loading)} of its time went into loading the model; raise shard_size"
 
 
 def _downloading(download: StageMeasure) -> tuple[Kind, str]:
     rate = f"{3600 / download.cost:.3g} videos an hour"
     if download.throttled >= THROTTLED:
         return Kind.THROTTLED, (
-            f"the remote host is the bottleneck: {rate}, {download.throttled:.0%} of the downloads' time went into "
-            "cool-downs that it asked for; raise download.video_interval so that it asks for none (more downloads at a "
-            "time make it worse), or go on later: nothing is lost"
+            f"the remote host is the bottleneck: {rate}, {_percent(download.throttled)} of the downloads' time went "
+            "into cool-downs that it asked for; raise download.video_interval so that it asks for none (more downloads "
+            "at a time make it worse), or go on later: nothing is lost"
         )
     if download.paced >= PACED:
         return Kind.PACED, (
-            f"download is the bottleneck, at the pace that is set: {rate}, {download.paced:.0%} of the downloads' time "
-            "went into waiting for their turn; lower download.video_interval as far as the remote host allows"
+            f"download is the bottleneck, at the pace that is set: {rate}, {_percent(download.paced)} of the "
+            "downloads' time went into waiting for their turn; lower download.video_interval as far as the remote host "
+            "allows"
         )
     return Kind.DOWNLOAD, (
         f"download is the bottleneck: {rate}, the other stages waited for it; raise download.parallel (or "
@@ -215,3 +227,7 @@ def _join(evidence: list[str]) -> str:
 
 def _seconds(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"

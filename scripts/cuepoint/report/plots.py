@@ -9,7 +9,7 @@ from markupsafe import Markup
 from cuepoint.report.series import Series
 
 WIDTH, HEIGHT = 720, 200  # of a plot, in units of its viewBox
-LEFT, RIGHT, TOP, BOTTOM = 44, 8, 8, 24  # margins
+LEFT, RIGHT, TOP, BOTTOM = 60, 8, 10, 26  # margins
 TICKS = 4
 
 
