@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -271,6 +272,29 @@ def test_a_full_gpu_halves_the_batch_and_loses_nothing(tmp_path, multilingual, m
     monkeypatch.setattr(engines.Engine, "transcribe", with_room_for(0))
     with pytest.raises(EnvironmentFault, match="smaller model"):
         Shard(tmp_path / "none", FEW).transcribe(settings)
+
+
+def test_what_the_model_leaves_out_at_the_end_of_a_window_is_decoded_too(tmp_path, monkeypatch, spoken):
+    name = "backup-school"
+    whole = [row for row in spoken.segments if row["video_id"] == name]
+    transcribe, calls = engines.Engine.transcribe, []
+
+    def stop_after_a_sentence(self, groups):
+        """As models do whose window ends within a sentence: the last stamps are those of the sentence before."""
+        calls.append(groups)
+        results = transcribe(self, groups)
+        if len(calls) > 1:
+            return results
+        ((clip,),) = results
+        return [[replace(clip, segments=clip.segments[:1], rest_from=clip.segments[0].end)]]
+
+    monkeypatch.setattr(engines.Engine, "transcribe", stop_after_a_sentence)
+    found = Shard(tmp_path, [name]).transcribe().segments
+    assert len(calls) == 2
+    assert len(found) > 1
+    assert found[0]["text"] == whole[0]["text"]
+    assert found[1]["start"] >= found[0]["end"]
+    assert found[-1]["end"] == pytest.approx(whole[-1]["end"], abs=1)
 
 
 def test_text_that_looks_wrong_is_decoded_again_alone_and_kept_with_its_flags(tmp_path, multilingual):
