@@ -25,50 +25,52 @@ class Topic:
 
 TOPICS = {
     "cooking": Topic(
-        agents="chef baker cook".split(),
-        verbs="chops stirs fries boils tastes serves".split(),
-        objects="garlic onion soup bread butter pepper sauce cheese".split(),
-        adjectives="fresh salty crispy".split(),
+        agents=["chef", "baker", "cook"],
+        verbs=["chops", "stirs", "fries", "boils", "tastes", "serves"],
+        objects=["garlic", "onion", "soup", "bread", "butter", "pepper", "sauce", "cheese"],
+        adjectives=["fresh", "salty", "crispy"],
         places=["in the oven", "in the kitchen", "on the plate"],
     ),
     "astronomy": Topic(
-        agents="astronomer astronaut observer".split(),
-        verbs="observes measures tracks discovers photographs".split(),
-        objects="planet comet galaxy nebula moon star asteroid eclipse".split(),
-        adjectives="distant bright frozen".split(),
+        agents=["astronomer", "astronaut", "observer"],
+        verbs=["observes", "measures", "tracks", "discovers", "photographs"],
+        objects=["planet", "comet", "galaxy", "nebula", "moon", "star", "asteroid", "eclipse"],
+        adjectives=["distant", "bright", "frozen"],
         places=["from the observatory", "through the telescope", "near the horizon"],
     ),
     "gardening": Topic(
-        agents="gardener farmer neighbor".split(),
-        verbs="waters plants prunes harvests collects".split(),
-        objects="roses tomatoes carrots tulips hedge lawn seeds compost".split(),
-        adjectives="red wild young".split(),
+        agents=["gardener", "farmer", "neighbor"],
+        verbs=["waters", "plants", "prunes", "harvests", "collects"],
+        objects=["roses", "tomatoes", "carrots", "tulips", "hedge", "lawn", "seeds", "compost"],
+        adjectives=["red", "wild", "young"],
         places=["in the greenhouse", "behind the fence", "under the apple tree"],
     ),
     "databases": Topic(
-        agents="database server engineer".split(),
-        verbs="stores updates deletes scans copies".split(),
-        objects="table record query transaction schema column backup replica".split(),
-        adjectives="large encrypted temporary".split(),
+        agents=["database", "server", "engineer"],
+        verbs=["stores", "updates", "deletes", "scans", "copies"],
+        objects=["table", "record", "query", "transaction", "schema", "column", "backup", "replica"],
+        adjectives=["large", "encrypted", "temporary"],
         places=["on the disk", "inside the cluster", "before the commit"],
     ),
     "music": Topic(
-        agents="pianist drummer singer violinist".split(),
-        verbs="plays composes rehearses performs practices".split(),
-        objects="melody sonata chorus rhythm guitar violin symphony ballad".split(),
-        adjectives="slow loud gentle".split(),
+        agents=["pianist", "drummer", "singer", "violinist"],
+        verbs=["plays", "composes", "rehearses", "performs", "practices"],
+        objects=["melody", "sonata", "chorus", "rhythm", "guitar", "violin", "symphony", "ballad"],
+        adjectives=["slow", "loud", "gentle"],
         places=["on the stage", "in the concert hall", "with the orchestra"],
     ),
 }
-PLURALS = frozenset("roses tomatoes carrots tulips seeds".split())
+PLURALS = frozenset(["roses", "tomatoes", "carrots", "tulips", "seeds"])
 OPENINGS = ["Today", "Tonight", "Every morning", "At night", "Sometimes"]
 ENDINGS = ["today", "tonight", "every morning", "at night", "again"]
 
-FIRST_WORDS = "The A We Today Tonight Every At Sometimes".split()
+FIRST_WORDS = ["The", "A", "We", "Today", "Tonight", "Every", "At", "Sometimes"]
 
 
 def _words() -> list[str]:
-    words = set("the and is we need never today tonight every morning at night again a".split())
+    words = set(
+        ["the", "and", "is", "we", "need", "never", "today", "tonight", "every", "morning", "at", "night", "again", "a"]
+    )
     for topic in TOPICS.values():
         words.update(topic.agents, topic.verbs, topic.objects, topic.adjectives, " ".join(topic.places).split())
     return sorted(words)

@@ -47,8 +47,9 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, causal: bool) -> Tensor:
         """(batch, n, width) -> (batch, n, width)."""
-        q, k, v = (_split(part, self.heads) for part in self.qkv(x).chunk(3, -1))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        q, k, v = (_split(part, self.heads).float() for part in self.qkv(x).chunk(3, -1))
+        with torch.autocast("cpu", enabled=False):  # on CPUs this kernel is slower in bfloat16
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
         return self.out(y.transpose(1, 2).flatten(2))
 
 

@@ -8,6 +8,7 @@ import io
 import random
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -107,6 +108,8 @@ class Synthesizer:
         rate = self._library.espeak_Initialize(_AUDIO_OUTPUT_SYNCHRONOUS, 0, data, 0)
         if rate != ESPEAK_RATE:
             raise RuntimeError(f"espeak-ng answered {rate} instead of a sample rate of {ESPEAK_RATE} Hz")
+        # Breath and flutter are random; with the seed, the same calls in the same order give the same samples.
+        self._library.espeak_ng_SetRandSeed(ctypes.c_long(1))
         self._blocks: list[np.ndarray] = []
         self._word_times: dict[int, float] = {}  # character position -> seconds
         self._callback = _Callback(self._collect)  # kept, or it would be freed while the library calls it
@@ -141,7 +144,7 @@ class Synthesizer:
         starts, position = [], 0
         for word in text.split():
             time = self._word_times.get(position)
-            starts.append(None if time is None else float(np.clip(time - first / SAMPLE_RATE, 0, len(audio) / SAMPLE_RATE)))
+            starts.append(None if time is None else min(max(time - first / SAMPLE_RATE, 0.0), len(audio) / SAMPLE_RATE))
             position += len(word) + 1
         return Utterance(text, audio, _word_spans(starts, len(audio) / SAMPLE_RATE))
 
@@ -151,7 +154,7 @@ def _word_spans(starts: list[float | None], duration: float) -> list[tuple[float
     known = [0] + [i for i in range(1, len(starts)) if starts[i] is not None] + [len(starts)]
     times = [starts[0] or 0.0] + [starts[i] for i in known[1:-1]] + [duration]
     edges = np.interp(np.arange(len(starts) + 1), known, times)
-    return [(float(a), float(b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [(float(a), float(b)) for a, b in pairwise(edges)]
 
 
 @cache
@@ -162,8 +165,10 @@ def synthesizer() -> Synthesizer:
 
 def write_opus(target: str | io.BytesIO, audio: np.ndarray, bit_rate: int = 24_000) -> None:
     """Writes audio (16 kHz float32) as an Ogg Opus file."""
-    with av.open(target, "w", format="ogg") as container:
-        stream = container.add_stream("libopus", rate=SAMPLE_RATE, layout="mono", bit_rate=bit_rate)
+    with av.open(target, "w", format="ogg", options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream(
+            "libopus", rate=SAMPLE_RATE, layout="mono", bit_rate=bit_rate, options={"compression_level": "5"}
+        )
         samples = (np.clip(audio, -1, 1) * 32767).astype(np.int16)[None]
         frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
         frame.sample_rate = SAMPLE_RATE

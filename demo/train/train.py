@@ -1,4 +1,4 @@
-"""Trains the demo model: speech, three phases, export. Run as ``python -m demo.train.train`` from the repository root.
+"""Trains the demo model: speech, two phases, export. Run as ``python -m demo.train.train`` from the repository root.
 
 The encoder and the decoder first learn together on short crops, then the decoder alone learns whole 30 s windows from
 the frozen encoder's outputs (ten times cheaper than training both, which stalls on whole windows).
@@ -20,10 +20,10 @@ from torch import Tensor
 from demo.train.export import export
 from demo.train.grammar import END, FIRST_STAMP, STAMPS
 from demo.train.model import Whisper, initialise
-from demo.train.windows import FULL_FRAMES, IGNORED, Batch, Composer, make_pool
+from demo.train.windows import FULL_FRAMES, IGNORED, Batch, Composer, Spoken, make_pool
 
 SEED = 7
-POOL_SIZE = 8000
+POOL_SIZE = 7000
 BUILD = Path(__file__).parent / "build"
 MODEL = Path(__file__).parents[1] / "asr-model"
 REPORT_EVERY = 200  # steps
@@ -42,20 +42,13 @@ class Crops:
     batch: int
 
 
-JOINT = [Crops(3000, 400, 8), Crops(3000, 800, 4)]
+JOINT = [Crops(2500, 400, 8), Crops(1700, 800, 4)]
 JOINT_RATE = 1.3e-3
 
 
-@dataclass(frozen=True)
-class DecoderPhase:
-    """A decoder-only phase with the learning rate going from ``rate`` to nearly 0."""
-
-    steps: int
-    rate: float
-    kept: int  # encoded windows to draw from; two are new every other step
-
-
-DECODER = [DecoderPhase(3000, 1e-3, 300), DecoderPhase(3000, 1e-3, 400)]
+DECODER_STEPS = 2200
+DECODER_RATE = 1e-3
+KEPT_WINDOWS = 300  # encoded windows to draw from; two are new every other step
 DECODER_BATCH = 8
 
 
@@ -160,16 +153,16 @@ def _pad(rows: list[Tensor], value: int) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
 
 
-def train_decoder(model: Whisper, composer: Composer, phase: DecoderPhase, name: str) -> None:
+def train_decoder(model: Whisper, composer: Composer) -> None:
     """The decoder alone on whole windows; encoded windows are used again until newer ones push them out."""
     rng = random.Random(SEED)
-    trainer = Trainer(name, model.decoder_parameters(), phase.rate, phase.steps, warm_up=40)
+    trainer = Trainer("decoder", model.decoder_parameters(), DECODER_RATE, DECODER_STEPS, warm_up=40)
     kept: list[Encoded] = []
     while len(kept) < 64:
         kept.extend(encode_windows(model, composer.batch(4, FULL_FRAMES)))
-    for number in range(phase.steps):
+    for number in range(DECODER_STEPS):
         if number % 2 == 0:
-            kept = [*kept, *encode_windows(model, composer.batch(2, FULL_FRAMES))][-phase.kept :]
+            kept = [*kept, *encode_windows(model, composer.batch(2, FULL_FRAMES))][-KEPT_WINDOWS:]
         # Neighbours in length waste the least padding.
         drawn = sorted(rng.sample(kept, 4 * DECODER_BATCH), key=lambda window: len(window.inputs))
         first = rng.randint(0, len(drawn) - DECODER_BATCH)
@@ -182,9 +175,9 @@ def train_decoder(model: Whisper, composer: Composer, phase: DecoderPhase, name:
         trainer.step(number, loss + guidance, report)
 
 
-def cached_pool() -> list:
+def cached_pool() -> list[Spoken]:
     """The training speech, made once."""
-    path = BUILD / f"pool-{POOL_SIZE}-{SEED}.pickle"
+    path = BUILD / "pool.pickle"
     if not path.exists():
         began = time.monotonic()
         pool = make_pool(POOL_SIZE, SEED)
@@ -196,26 +189,25 @@ def cached_pool() -> list:
 
 
 def main() -> None:
-    """Every phase in turn; each leaves a checkpoint, from which ``--after`` goes on."""
+    """Both phases, each leaving a checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--after", type=int, default=0, help="go on after this phase's checkpoint (0: from the start)")
-    after = parser.parse_args().after
+    parser.add_argument("--decoder-only", action="store_true", help="go on from the joint phase's checkpoint")
+    decoder_only = parser.parse_args().decoder_only
     torch.set_num_threads(1)
     pool = cached_pool()
+    if not decoder_only:
+        torch.manual_seed(SEED + 1)
+        composer = Composer(pool, SEED + 1)
+        model = Whisper()
+        initialise(model, composer.batch(16, 300).features)
+        train_jointly(model, composer)
+        torch.save(model.state_dict(), BUILD / "joint.pt")
+    torch.manual_seed(SEED + 2)
     model = Whisper()
-    if after:
-        model.load_state_dict(torch.load(BUILD / f"phase-{after}.pt"))
-    for number in range(after + 1, len(DECODER) + 2):
-        torch.manual_seed(SEED + number)
-        composer = Composer(pool, SEED + number)
-        if number == 1:
-            model = Whisper()
-            initialise(model, composer.batch(16, 300).features)
-            train_jointly(model, composer)
-        else:
-            train_decoder(model, composer, DECODER[number - 2], f"decoder {number - 1}")
-        torch.save(model.state_dict(), BUILD / f"phase-{number}.pt")
-        export(model, MODEL)
+    model.load_state_dict(torch.load(BUILD / "joint.pt"))
+    train_decoder(model, Composer(pool, SEED + 2))
+    torch.save(model.state_dict(), BUILD / "decoder.pt")
+    export(model, MODEL)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Training windows: utterances laid out in time, with tokens, attention spans and frame labels as targets.
 
-Windows are put together from log-mel spectra, which is much cheaper than from audio. Frames are 10 ms, encoder positions
-are 20 ms.
+Windows are put together from log-mel spectra, which is much cheaper than from audio. Frames are 10 ms, encoder
+positions are 20 ms.
 """
 
 import random
@@ -17,8 +17,8 @@ from demo.train.grammar import (
     FULL_STOP,
     NO_SPEECH,
     NO_TIMESTAMPS,
-    START,
     STAMPS,
+    START,
     encode,
     is_held_out,
     sentence,
@@ -31,7 +31,7 @@ FULL_FRAMES = 2 * SOURCE_POSITIONS
 IGNORED = -100  # cross-entropy's label for "no target here"
 NO_SPAN = (-1, -1)
 SALAD_SHARE = 0.25
-OPUS_SHARE = 0.2
+OPUS_SHARE = 0.15
 SILENT_SHARE = 0.04
 STAMPS_SHARE = 0.75
 LATEST_FIRST_STAMP = 50  # decoding caps the first stamp at 1.0 s
@@ -66,7 +66,7 @@ def make_pool(size: int, seed: int) -> list[Spoken]:
 
 @dataclass(frozen=True)
 class Window:
-    """Features (80, frames), the position they start at, decoder input and targets with attention spans, frame labels."""
+    """Features (80, frames), the position they start at, decoder input and targets with their spans, frame labels."""
 
     features: np.ndarray
     offset: int
@@ -140,8 +140,10 @@ class Composer:
                     labels[round(a / 2) : round(b / 2)] = token
         # Sequential decoding goes on from the start stamp of a sentence that the window's end cuts.
         cut = placed.pop() if full and stamps and placed and placed[-1].end == frames else None
+        placed = [part for part in placed if part.tokens]
         inputs, targets, spans = self._tokens(placed, cut, stamps, offset, frames // 2)
-        return Window(mel, offset, inputs[:TARGET_POSITIONS], targets[:TARGET_POSITIONS], spans[:TARGET_POSITIONS], labels)
+        room = slice(TARGET_POSITIONS)
+        return Window(mel, offset, inputs[room], targets[room], spans[room], labels)
 
     def _end_of_speech(self, frames: int) -> int:
         """The frame after which nothing is spoken; speech that would go on is cut there in half of the windows."""
@@ -186,7 +188,7 @@ class Composer:
             mel[:] = np.log10(np.power(10, mel) + power + 1e-10)
         loudest = float(mel.max())
         if not placed:
-            loudest = rng.choice([loudest, rng.uniform(-1, 1.5)])  # the rest of the file may be louder than this silence
+            loudest = rng.choice([loudest, rng.uniform(-1, 1.5)])  # the rest of the file may be louder
         elif rng.random() < 0.4:
             loudest += rng.uniform(0, 0.5)
         mel[:] = (np.maximum(mel, loudest - 8) + 4) / 4
@@ -227,25 +229,23 @@ class Composer:
         inputs = [START] if stamps else [START, NO_TIMESTAMPS]
         ignored = len(inputs) - 1
         return (
-            inputs + self._as_decoded(targets[:-1], stamps),
+            inputs + (self._as_decoded(targets[:-1]) if stamps and positions == SOURCE_POSITIONS else targets[:-1]),
             [IGNORED] * ignored + targets,
             [NO_SPAN] * ignored + spans,
         )
 
-    def _as_decoded(self, tokens: list[int], stamps: bool) -> list[int]:
-        """Decoding may have forced the first stamp to another value than it should have; the rest must not suffer."""
-        if stamps and tokens:
-            latest = FIRST_STAMP + LATEST_FIRST_STAMP
-            chance = self._rng.random()
-            if chance < 0.1:
-                return [FIRST_STAMP, *tokens[1:]]
-            if chance < 0.8 and latest < tokens[0] < latest + 200:
-                return [latest, *tokens[1:]]
+    def _as_decoded(self, tokens: list[int]) -> list[int]:
+        """Decoding may force the first stamp to another value than it should have; the rest must not suffer."""
+        chance = self._rng.random()
+        if chance < 0.1:
+            return [FIRST_STAMP, *tokens[1:]]
+        if chance < 0.8:
+            return [min(tokens[0], FIRST_STAMP + LATEST_FIRST_STAMP), *tokens[1:]]
         return tokens
 
 
 def _audible_tokens(item: Spoken, origin: int, first: int, last: int) -> list[tuple[int, float, float]]:
-    """(token, first, last frame) of the words that are mostly within the frames; ``origin`` is the utterance's start."""
+    """(token, first, last frame) of the words mostly within the frames; ``origin`` is the utterance's start."""
     spans = iter(item.spans)
     tokens = []
     for token in item.ids:
