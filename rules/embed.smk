@@ -12,6 +12,7 @@ rule embed:
         str(LAYOUT.logs / "embed-{model}" / "{shard}.log"),
     benchmark:
         str(LAYOUT.logs / "benchmark" / "embed-{model}" / "{shard}.tsv")
+    priority: 10
     conda:
         "../envs/embed.yaml"
     threads: get_gpu_job_threads
@@ -19,7 +20,6 @@ rule embed:
         gpu=1,
         mem_mb=lambda wc, attempt: 8000 * attempt,
         runtime=lambda wc, attempt: 30 * attempt,
-    priority: 10
     params:
         model=lambda wc: SETTINGS.embedding.models[wc.model].result_settings(),
         chunking=SETTINGS.chunking.result_settings(),

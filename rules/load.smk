@@ -8,7 +8,7 @@ rule load:
         embeddings=get_embeddings,
         videos=get_videos,
     output:
-        receipt=str(LAYOUT.results / "qdrant" / (SETTINGS.qdrant.collection + "-{model}.json")),
+        receipt=str(LAYOUT.load_receipt(f"{SETTINGS.qdrant.collection}-{{model}}")),
     log:
         str(LAYOUT.logs / "load" / "{model}.log"),
     benchmark:

@@ -12,6 +12,7 @@ rule transcribe:
         str(LAYOUT.logs / "transcribe" / "{shard}.log"),
     benchmark:
         str(LAYOUT.logs / "benchmark" / "transcribe" / "{shard}.tsv")
+    priority: 20
     conda:
         "../envs/transcribe.yaml"
     threads: get_gpu_job_threads
@@ -19,7 +20,6 @@ rule transcribe:
         gpu=1,
         mem_mb=get_transcribe_memory,
         runtime=get_transcribe_minutes,
-    priority: 20
     params:
         settings=SETTINGS.transcribe.result_settings(),
         version=ASR_VERSION,
