@@ -71,7 +71,7 @@ class Limiter:
                 now = time.time()
                 wait = max(
                     self._wait_for_circuit(state, site),
-                    _remaining(state.get("video"), interval),
+                    _remaining(state, "video", interval),
                     self._not_before - now if state.get("circuit") else 0.0,
                 )
                 if wait <= 0:
@@ -88,7 +88,7 @@ class Limiter:
         interval = _interval(self._settings.request_interval, site)
         while interval:
             with self._state(site) as state:
-                wait = _remaining(state.get("request"), interval)
+                wait = _remaining(state, "request", interval)
                 if wait <= 0:
                     state["request"] = time.time()
                     return
@@ -139,6 +139,8 @@ class Limiter:
         if not circuit:
             return 0.0
         now = time.time()
+        if (ahead := circuit["opened"] - now) > 0:  # opened by a node whose clock is ahead of this one
+            circuit |= {"opened": now, "until": circuit["until"] - ahead, "first": min(circuit["first"], now)}
         if circuit["run"] != self._run:  # an earlier run gave up on this site: this one has its own budget
             circuit |= {"run": self._run, "first": now, "level": 0}
         if max(now, circuit["until"]) - circuit["first"] > self._settings.throttle_budget:
@@ -147,7 +149,7 @@ class Limiter:
                 f"download.throttle_budget ({self._settings.throttle_budget:.0f} s): left for the next run"
             )
         if now < circuit["until"]:
-            return min(circuit["until"] - now, self._settings.max_cool_down)
+            return circuit["until"] - now
         probing = circuit.get("probe")
         is_probed = probing and now - probing < _PROBE_SECONDS
         return min(_LOOK_AGAIN, 0.01 + self._settings.cool_down / 20) if is_probed else 0.0
@@ -196,9 +198,13 @@ def _is_this_machine(host: str) -> bool:
     return host == "localhost"
 
 
-def _remaining(last: float | None, interval: float) -> float:
-    """Seconds of `interval` that are left since `last`, which another node's clock may have put into the future."""
-    return min(interval, last + interval - time.time()) if last else 0.0
+def _remaining(state: dict[str, Any], what: str, interval: float) -> float:
+    """Seconds of `interval` that are left since the last one; a clock that is ahead of this one is brought back."""
+    if what not in state:
+        return 0.0
+    now = time.time()
+    state[what] = min(state[what], now)
+    return state[what] + interval - now
 
 
 def _run_identity(layout: Layout) -> str:
