@@ -8,7 +8,7 @@ rule download:
         receipt=str(LAYOUT.results / "audio" / "{ab}" / "{video_id}.json"),
     log:
         str(LAYOUT.logs / "download" / "{ab}" / "{video_id}.log"),
-    priority: 0
+    priority: lambda wc: -int(RUN.members[wc.video_id])  # early shards first, so that the GPU's work begins early
     group:
         None if "download" in SETTINGS.slurm.local else "download"
     localrule: "download" in SETTINGS.slurm.local

@@ -13,6 +13,8 @@ import pytest
 from conftest import BIN, CLIPS, MANIFEST, ROOT, Project
 
 from cuepoint.layout import Layout
+from cuepoint.plan import draft_run, write_run
+from cuepoint.sources import read_list
 from cuepoint.tables import TRANSCRIPTS, VIDEOS, embeddings_schema, read_metadata
 from demo.search import QUESTIONS
 from demo.site import Site
@@ -148,6 +150,21 @@ def test_a_deleted_collection_is_noticed_and_loaded_again(project):
     project.snakemake()
     assert project.planned() == {}
     assert search(project, "garlic")
+
+
+def test_downloads_of_early_shards_come_first(tmp_path):
+    """Two shards are planned in one order, then the list is turned round: the older shard is still the first."""
+    files = [f"missing-{number}.opus" for number in range(6)]
+    project = Project.create(tmp_path / "project", "", files)
+    layout = Layout(project.results)
+    planned = draft_run(read_list(project.directory / "videos.txt"), layout, shard_size=2)
+    write_run(planned, layout)
+    project.list(*reversed(files))
+    project.snakemake("downloads", "--resources", "downloads=1")
+    ended = sorted(project.results.glob("audio/*/*.json"), key=lambda path: path.stat().st_mtime_ns)
+    shards = [planned.run.members[path.stem] for path in ended]
+    assert len(shards) == 6
+    assert shards == sorted(shards)
 
 
 def test_a_list_edited_during_a_run_changes_nothing_in_it(tmp_path):
