@@ -34,6 +34,8 @@ SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/none
 CredType=cred/none
+AuthInfo=cred_expire=5
+MessageTimeout=5
 StateSaveLocation={directory}/state
 SlurmdSpoolDir={directory}/spool/%n
 SlurmctldPidFile={directory}/slurmctld.pid
@@ -55,8 +57,8 @@ KillWait=2
 # Ended jobs stay visible: there is no accounting database.
 AccountingStorageType=accounting_storage/none
 MinJobAge=3600
-# Quick to schedule, quick to come back.
-SchedulerParameters=bf_interval=1,sched_min_interval=100000,batch_sched_delay=0,bf_continue
+# Quick to schedule and to come back; a requeued job waits until its credential has expired.
+SchedulerParameters=bf_interval=1,bf_continue,sched_interval=1,sched_min_interval=100000,batch_sched_delay=0
 ReturnToService=2
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
@@ -71,10 +73,18 @@ TASK_PROLOG = """\
 echo "$SLURM_JOB_ID $SLURMD_NODENAME ${{CUDA_VISIBLE_DEVICES-none}}" >> {directory}/devices
 """
 
-# The plugin starts `srun` without SLURM_CONF, which a cluster outside of /etc needs.
+# Wrappers that stand before the real commands on the PATH. The plugin starts `srun` without SLURM_CONF, which a cluster
+# outside of /etc needs.
 SRUN = """\
 #!/bin/sh
 SLURM_CONF={directory}/slurm.conf exec {srun} "$@"
+"""
+# Counts how often someone asked for jobs in vain.
+SQUEUE = """\
+#!/bin/sh
+{squeue} "$@" && exit
+echo >> {directory}/asked-in-vain
+exit 1
 """
 
 
@@ -89,6 +99,7 @@ class Job:
     gpus: int
     minutes: int  # time limit
     memory: int  # MB
+    restarts: int  # how often SLURM itself put it back into the queue
     started: float  # Unix time
     ended: float  # Unix time, of a running job when its time is up
     name: str
@@ -148,6 +159,12 @@ class Cluster:
                 seen.setdefault(int(job), []).append((node, devices))
         return seen
 
+    def asked_in_vain(self) -> int:
+        """How many times `squeue` has failed so far, whoever called it."""
+        with suppress(FileNotFoundError):
+            return len((self.directory / "asked-in-vain").read_text().splitlines())
+        return 0
+
     def start_controller(self, *options: str) -> None:
         """Start slurmctld; without `-c` it remembers the jobs from before."""
         self._start("slurmctld", *options)
@@ -188,11 +205,12 @@ class Cluster:
             "user": getpass.getuser(),
             "nodes": "\n".join(nodes),
             "srun": shutil.which("srun"),
+            "squeue": shutil.which("squeue"),
         }
         gres = [f"NodeName={node} Name=gpu File={gpu}\n" for node, gpus in NODES.items() for gpu in gpus]
         (self.directory / "slurm.conf").write_text(CONFIG.format(**values))
         (self.directory / "gres.conf").write_text("".join(gres))
-        for path, text in {"task-prolog": TASK_PROLOG, "bin/srun": SRUN}.items():
+        for path, text in {"task-prolog": TASK_PROLOG, "bin/srun": SRUN, "bin/squeue": SQUEUE}.items():
             (self.directory / path).write_text(text.format(**values))
             (self.directory / path).chmod(0o755)
 
@@ -247,6 +265,7 @@ def _job(line: str) -> Job:
         gpus=int(gpus[1]) if gpus else 0,
         minutes=_minutes(fields["TimeLimit"]),
         memory=_megabytes(fields.get("MinMemoryNode", "0")),
+        restarts=int(fields["Restarts"]),
         started=_time(fields["StartTime"]),
         ended=_time(fields["EndTime"]),
         name=fields["JobName"],

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cuepoint import atomic
-from cuepoint.errors import ConfigError, EnvironmentFault, LockedError
+from cuepoint.errors import ConfigError, DataError, EnvironmentFault, LockedError
 from cuepoint.layout import Layout
 from cuepoint.locks import hold
 from cuepoint.receipts import read_receipt
@@ -56,7 +56,10 @@ def audio_lengths(receipts: Iterable[str | Path]) -> list[float]:
     lengths = []
     for path in map(Path, receipts):
         path.stat()
-        lengths.append(read_receipt(path).duration or 0.0)
+        try:
+            lengths.append(read_receipt(path).duration or 0.0)
+        except DataError:
+            lengths.append(0.0)  # the job itself says what is wrong; an estimate must not stop the whole run
     return lengths
 
 
