@@ -126,8 +126,8 @@ _NEXT = {
     Status.EMPTY: "done: nothing is said in it",
     Status.PENDING: "goes on with the next run",
     Status.NEEDS_AUTH: "final until the cookies change",
-    Status.UNAVAILABLE: "final (retry_final: true tries again)",
-    Status.GEO_BLOCKED: "final (retry_final: true tries again)",
+    Status.UNAVAILABLE: "final (download.retry_final: true tries again)",
+    Status.GEO_BLOCKED: "final (download.retry_final: true tries again)",
 }
 
 
@@ -142,7 +142,7 @@ def _next(layout: Layout, settings: Settings, status: str, stage: str, video_id:
         return f"tried again after {due}"
     later = failures.attempt_due(attempts, max_failed_runs=settings.download.max_failed_runs)
     if attempts and later == attempts[-1].number:
-        return "given up after download.max_failed_runs runs (retry_final: true tries again)"
+        return "given up after download.max_failed_runs runs (download.retry_final: true tries again)"
     return "tried again by the next run"
 
 
