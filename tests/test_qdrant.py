@@ -536,7 +536,9 @@ def test_a_first_load_is_indexed_once_it_is_complete(tmp_path, monkeypatch):
     corpus = Corpus(tmp_path, None, qdrant=settings)
     corpus.store = ServerStore(connect(corpus.settings.qdrant), corpus.settings.qdrant)
     corpus.write("00000", {"a": ["a zero"]})
+    assert not qdrant.present(corpus.settings, corpus.layout, MODEL)
     corpus.load()
+    assert qdrant.present(corpus.settings, corpus.layout, MODEL)
     created, tuned, aliased = wire.asked
     assert created.optimizers_config.indexing_threshold == 0
     assert created.quantization_config.HasField("scalar")
