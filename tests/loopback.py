@@ -42,8 +42,8 @@ class Misbehaving(Handler):
         thing = f"{kind}/{name}"
         with self.server.lock:
             self.server.asked.append(Asked(thing, self.command, dict(self.headers)))
-            queued = self.server.faults[thing]
-            fault = queued.popleft() if queued else self.server.always.get(thing)
+            fault = self.server.fault_for(thing)
+            self.server.faulty += fault is not None
         if fault is None:
             super().answer(kind, name)
         else:
@@ -82,11 +82,16 @@ class Loopback(Site):
         self.asked: list[Asked] = []
         self.faults: dict[str, deque[Fault]] = defaultdict(deque)
         self.always: dict[str, Fault] = {}
+        self.faulty = 0  # answers
         self.closing = threading.Event()
 
     def __exit__(self, *args: Any) -> None:
         self.closing.set()
         super().__exit__(*args)
+
+    def fault_for(self, thing: str) -> Fault | None:
+        """The fault to answer with; called under the lock."""
+        return self.faults[thing].popleft() if self.faults[thing] else self.always.get(thing)
 
     def queue(self, thing: str, *faults: Fault) -> None:
         self.faults[thing].extend(faults)
