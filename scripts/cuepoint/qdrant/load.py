@@ -146,6 +146,13 @@ def load_collection(
     if model_name == settings.embedding.use[0]:
         names.append(settings.qdrant.collection)
     store.publish(names, shape.name)
+    log.info(
+        "%s is published: %d written and %d removed videos, %s",
+        shape.name,
+        len(outcome.changes.write),
+        len(outcome.changes.remove),
+        outcome.verified,
+    )
     return receipt.model_copy(
         update={
             "collection": shape.name,
