@@ -98,7 +98,8 @@ def make_tables(layout: Layout, shard: str, videos: list[str], statuses: dict[st
         for video_id in ok
         for i in range(2)
     ]
-    write_table(layout.embeddings(model, shard), pa.Table.from_pylist(chunks, schema=schema), schema, settings={})
+    table = pa.Table.from_pylist(chunks, schema=schema)
+    write_table(layout.embeddings(model, shard), table, schema, settings={}, max_tokens=256)
 
 
 def make_results(

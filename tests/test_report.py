@@ -13,6 +13,7 @@ from cuepoint.ledger import LEDGER
 from cuepoint.report import write_report
 from cuepoint.report.gather import gather
 from cuepoint.settings import load_settings
+from cuepoint.tables import embeddings_schema, write_table
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +36,17 @@ def test_the_report_tells_what_the_files_hold(results):
     assert dict(report.statuses) == {"ok": 10, "unavailable": 1, "empty": 1}
     assert report.audio == 10 * AUDIO
     assert (report.segments, dict(report.flags)) == (60, {"repetition": 10})
-    assert (report.models[0].chunks, report.models[0].longest, report.models[0].truncated) == (20, 101, 0)
-    assert report.models[0].texts_per_second == approx(512 / 592)
+    (model,) = report.models
+    assert (model.chunks, model.longest, model.limit, model.truncated) == (20, 101, 256, 0)
+    assert model.texts_per_second == approx(512 / 592)
     assert report.stretch == (START + 2, approx(START + 80 + 3 * 660 + 30))
+
+
+def test_tokens_that_a_model_did_not_read_are_counted(tmp_path):
+    layout, settings, run = make_results(tmp_path / "results")
+    for path in layout.results.glob("embeddings/*/*.parquet"):
+        write_table(path, pq.read_table(path), embeddings_schema(2), settings={}, max_tokens=100)
+    assert gather(layout, settings, run).models[0].truncated == 10  # a token of each second chunk, of 101
 
 
 def test_stages_are_measured_over_the_time_in_which_they_worked(results):

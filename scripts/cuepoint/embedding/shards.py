@@ -98,6 +98,7 @@ def embed_shard(
         schema,
         settings=provenance,
         revision=files.revision,
+        max_tokens=embedder.max_tokens,
         versions=versions,
         packages=package_versions("sentence-transformers", "tokenizers"),
     )

@@ -20,7 +20,7 @@ from cuepoint.plan import Run
 from cuepoint.report.series import Series, queue_depths, use_over_time
 from cuepoint.settings import Settings
 from cuepoint.states import Status
-from cuepoint.tables import read_table
+from cuepoint.tables import read_metadata, read_table
 from cuepoint.work import Download, Job, computing, last_stretch, measure, read_downloads, read_jobs, working_time
 
 
@@ -49,7 +49,8 @@ class ModelRow:
     chunks: int = 0
     tokens: int = 0
     longest: int = 0  # tokens of the longest chunk
-    truncated: int = 0  # tokens that the model did not read
+    limit: int | None = None  # tokens that the model reads, None before anything was embedded
+    truncated: int = 0  # tokens beyond it
     texts_per_second: float | None = None
 
     @property
@@ -163,13 +164,16 @@ def _count_flags(layout: Layout, run: Run) -> tuple[int, Counter[str]]:
 def _model_row(layout: Layout, run: Run, model: str, jobs: Iterable[Job]) -> ModelRow:
     row = ModelRow(model)
     for shard, videos in run.shards().items():
-        tokens = _listed(layout.embeddings(model, shard), ["video_id", "tokens"], videos)["tokens"]
+        path = layout.embeddings(model, shard)
+        tokens = _listed(path, ["video_id", "tokens"], videos)["tokens"]
         row.chunks += len(tokens)
         row.tokens += pc.sum(tokens).as_py() or 0
         row.longest = max(row.longest, pc.max(tokens).as_py() or 0)
+        if len(tokens) and (limit := read_metadata(path).get("max_tokens")) is not None:
+            row.limit = limit
+            row.truncated += pc.sum(pc.max_element_wise(pc.subtract(tokens, limit), 0)).as_py()
     totals = [job.totals for job in jobs if job.model == model]
     encoding = sum(computing(job) for job in jobs if job.model == model)
-    row.truncated = int(sum(total.get("truncated_tokens", 0.0) for total in totals))
     row.texts_per_second = sum(total.get("chunks", 0.0) for total in totals) / encoding if encoding else None
     return row
 
