@@ -11,12 +11,15 @@ import av
 import jiwer
 import pytest
 
+from benchmarks.asr import make_audio
 from benchmarks.random_whisper import SIZES, write_model
 from cuepoint import failures
 from cuepoint.asr import engine as engines
 from cuepoint.asr import shard
 from cuepoint.asr.model import find_model
+from cuepoint.asr.pipeline import Pipeline
 from cuepoint.asr.shard import transcribe_shard
+from cuepoint.asr.speech import Speech
 from cuepoint.errors import ConfigError, DataError, EnvironmentFault
 from cuepoint.layout import Layout
 from cuepoint.receipts import Receipt
@@ -28,18 +31,25 @@ from cuepoint.telemetry import Telemetry, read_telemetry
 ROOT = Path(__file__).parents[1]
 MANIFEST = {clip["video_id"]: clip for clip in json.loads((ROOT / "demo" / "manifest.json").read_text())}
 SPOKEN = [name for name, clip in MANIFEST.items() if clip["kind"] == "speech"]
+MANY = SPOKEN[:12]
 SOME = SPOKEN[:8]
-FEW = ["apple-tree", "backup-school", "bread-day", "night-sky"]
+FEW = ["backup-school", "bread-day", "kitchen-basics", "night-sky"]
 DEMO = TranscribeSettings(model=str(ROOT / "demo" / "asr-model"), device="cpu")
 WORDS = DEMO.model_copy(update={"word_timestamps": True})
 
 
 @pytest.fixture(scope="session")
 def multilingual(tmp_path_factory):
-    """A random model with 99 languages: it writes random words of which it is not sure."""
+    """A random model with 99 languages. It writes random words that nobody should believe; by default nobody asks."""
     folder = tmp_path_factory.mktemp("models") / "multilingual"
     write_model(folder, SIZES["micro"], tokens=12)
-    return TranscribeSettings(model=str(folder), device="cpu")
+    return TranscribeSettings(model=str(folder), device="cpu", log_prob_threshold=-100)
+
+
+@pytest.fixture(scope="session")
+def doubtful(multilingual):
+    """The same with Whisper's own threshold: all that it writes is doubtful."""
+    return multilingual.model_copy(update={"log_prob_threshold": -1.0})
 
 
 class Shard:
@@ -88,8 +98,8 @@ class Shard:
 
 @pytest.fixture(scope="session")
 def spoken(tmp_path_factory):
-    """All spoken clips of the demo, transcribed once; looked at and never changed."""
-    return Shard(tmp_path_factory.mktemp("spoken"), SPOKEN).transcribe()
+    """Spoken clips of the demo, transcribed once; looked at and never changed."""
+    return Shard(tmp_path_factory.mktemp("spoken"), MANY).transcribe()
 
 
 @pytest.fixture(scope="session")
@@ -103,13 +113,13 @@ def words_of(texts):
 
 
 def test_it_hears_no_worse_than_faster_whisper_file_by_file(spoken):
-    said = [" ".join(sentence["text"] for sentence in MANIFEST[name]["sentences"]) for name in SPOKEN]
-    ours = [" ".join(row["text"] for row in spoken.segments if row["video_id"] == name) for name in SPOKEN]
+    said = [" ".join(sentence["text"] for sentence in MANIFEST[name]["sentences"]) for name in MANY]
+    ours = [" ".join(row["text"] for row in spoken.segments if row["video_id"] == name) for name in MANY]
     from faster_whisper import WhisperModel
 
     model = WhisperModel(DEMO.model, device="cpu", compute_type="int8", cpu_threads=1)
     theirs = []
-    for name in SPOKEN:
+    for name in MANY:
         found, _ = model.transcribe(
             str(spoken.layout.audio(name)), temperature=0.0, condition_on_previous_text=False, vad_filter=True
         )
@@ -129,7 +139,7 @@ def test_segments_have_the_times_of_sentences(mode, request):
         ]
         off += [max(abs(same[0]["start"] - row["start"]), abs(same[0]["end"] - row["end"]))] if len(same) == 1 else []
         assert row["start"] < row["end"] <= MANIFEST[row["video_id"]]["duration"] + 0.05
-    assert len(off) > 20, "hardly any sentence was heard word for word"
+    assert len(off) >= 10, "hardly any sentence was heard word for word"
     assert sorted(off)[len(off) // 2] < 0.3  # seconds
 
 
@@ -146,11 +156,11 @@ def test_an_interrupted_shard_resumes_and_ends_the_same_to_the_byte(tmp_path, mo
     interrupted = Shard(tmp_path, SOME)
     write, written = shard._write_cache, []
 
-    def write_two(video, *rest):
+    def write_two(cache, *rest):
         if len(written) == 2:
             raise KeyboardInterrupt
-        write(video, *rest)
-        written.append(video.receipt.video_id)
+        write(cache, *rest)
+        written.append(cache)
 
     monkeypatch.setattr(shard, "_write_cache", write_two)
     with pytest.raises(KeyboardInterrupt):
@@ -189,13 +199,13 @@ def test_a_setting_that_changes_results_is_computed_anew_and_one_that_does_not_i
 
 def test_lost_audio_is_asked_for_again_after_the_rest_of_the_shard_is_safe(tmp_path):
     broken = Shard(tmp_path, FEW)
-    broken.layout.audio("apple-tree").unlink()
-    broken.layout.audio("bread-day").write_bytes(b"x" * broken.receipts[2].bytes)
-    with pytest.raises(DataError, match=r"2 videos is missing or changed \(apple-tree, bread-day\).*downloaded again"):
+    broken.layout.audio("backup-school").unlink()
+    broken.layout.audio("bread-day").write_bytes(b"x" * broken.receipts[1].bytes)
+    with pytest.raises(DataError, match=r"2 videos is .*\(backup-school, bread-day\).*downloaded again"):
         broken.transcribe()
     assert len(broken.cached) == 2
     assert not broken.layout.transcripts("00001").exists()
-    for name in ("apple-tree", "bread-day"):
+    for name in ("backup-school", "bread-day"):
         attempts = failures.read(broken.layout.failures(name))
         assert [(line.number, line.status) for line in attempts] == [(3, Status.PENDING)]
         assert failures.attempt_due(attempts) == 4
@@ -239,9 +249,13 @@ def test_the_language_is_that_of_a_videos_first_clips_whatever_else_is_in_the_ba
 def _with_batches_of(size):
     """Batches that mix videos, as on a GPU, on this machine's CPU."""
 
-    def mixed(missing, layout, settings, *, files, **_):
+    def mixed(videos, caches, layout, settings, *, files, **_):
         engine = engines.load(files, settings, None, workers=1)
-        shard._Pipeline(engine, settings, layout, None).run(missing, lanes=1, preparers=1, batch=size)
+
+        def finish(video, parts):
+            shard._write_cache(caches[video.video_id], video, parts, settings, engine)
+
+        Pipeline(engine, settings, finish).run(videos, lanes=1, preparers=1, batch=size)
 
     return mixed
 
@@ -254,7 +268,14 @@ def test_batches_that_mix_videos_change_no_bit_in_int8(tmp_path, spoken_words, m
 def test_a_full_gpu_halves_the_batch_and_loses_nothing(tmp_path, multilingual, monkeypatch, caplog):
     # There is no GPU here: CTranslate2's message comes from a stand-in for its memory, the rest is real.
     settings = multilingual.model_copy(update={"language": "de"})
-    whole = Shard(tmp_path / "whole", FEW).transcribe(settings)
+    (talk,) = make_audio(tmp_path, [1.5])
+
+    def transcribed(name):
+        long = Shard(tmp_path / name, [])
+        long.receipts = [long.add("talk", talk)]
+        return long.transcribe(settings)
+
+    whole = transcribed("whole")
     transcribe = engines.Engine.transcribe
 
     def with_room_for(clips):
@@ -267,11 +288,11 @@ def test_a_full_gpu_halves_the_batch_and_loses_nothing(tmp_path, multilingual, m
 
     monkeypatch.setattr(shard, "_transcribe", _with_batches_of(16))
     monkeypatch.setattr(engines.Engine, "transcribe", with_room_for(1))
-    assert Shard(tmp_path / "halved", FEW).transcribe(settings).files == whole.files
-    assert "going on with at most" in caplog.text
+    assert transcribed("halved").files == whole.files
+    assert "going on with at most 1 at a time" in caplog.text
     monkeypatch.setattr(engines.Engine, "transcribe", with_room_for(0))
     with pytest.raises(EnvironmentFault, match="smaller model"):
-        Shard(tmp_path / "none", FEW).transcribe(settings)
+        transcribed("none")
 
 
 def test_what_the_model_leaves_out_at_the_end_of_a_window_is_decoded_too(tmp_path, monkeypatch, spoken):
@@ -297,28 +318,28 @@ def test_what_the_model_leaves_out_at_the_end_of_a_window_is_decoded_too(tmp_pat
     assert found[-1]["end"] == pytest.approx(whole[-1]["end"], abs=1)
 
 
-def test_text_that_looks_wrong_is_decoded_again_alone_and_kept_with_its_flags(tmp_path, multilingual):
-    doubtful = Shard(tmp_path / "a", FEW[:2]).transcribe(multilingual)
-    assert doubtful.segments
-    assert all({"low_confidence", "redecoded"} <= set(row["flags"]) for row in doubtful.segments)
-    assert sum(row["flagged"] for row in doubtful.videos.values()) == len(doubtful.segments)
+def test_text_that_looks_wrong_is_decoded_again_alone_and_kept_with_its_flags(tmp_path, doubtful):
+    first = Shard(tmp_path / "a", FEW[:2]).transcribe(doubtful)
+    assert first.segments
+    assert all({"low_confidence", "redecoded"} <= set(row["flags"]) for row in first.segments)
+    assert sum(row["flagged"] for row in first.videos.values()) == len(first.segments)
     # The fallback draws at random, from the same seed for each clip: never from the order.
     again = Shard(tmp_path / "b", FEW[:2])
     again.receipts.reverse()
-    assert again.transcribe(multilingual, threads=1).files == doubtful.files
+    assert again.transcribe(doubtful, threads=1).files == first.files
 
 
-def test_what_sampling_gives_depends_on_the_clip_alone(multilingual, spoken):
-    engine = engines.load(find_model(multilingual), multilingual, None, workers=1)
-    clips = [next(iter(shard.Speech(spoken.layout.audio(name)))).samples for name in FEW[:2]]
+def test_what_sampling_gives_depends_on_the_clip_alone(doubtful, spoken):
+    engine = engines.load(find_model(doubtful), doubtful, None, workers=1)
+    clips = [next(iter(Speech(spoken.layout.audio(name)))).samples for name in FEW[:2]]
     first, second = (engine.redecode(clip, "de") for clip in clips)
     assert [engine.redecode(clip, "de") for clip in reversed(clips)] == [second, first]
 
 
 def test_a_fixed_language_is_not_detected_and_one_that_the_model_lacks_is_refused(tmp_path, multilingual):
     german = Shard(tmp_path, FEW[:1]).transcribe(multilingual.model_copy(update={"language": "de"}))
-    assert german.videos["apple-tree"]["language"] == "de"
-    assert german.videos["apple-tree"]["language_probability"] is None
+    assert german.videos["backup-school"]["language"] == "de"
+    assert german.videos["backup-school"]["language_probability"] is None
     with pytest.raises(ConfigError, match="English only"):
         Shard(tmp_path / "english", FEW[:1]).transcribe(DEMO.model_copy(update={"language": "de"}))
     with pytest.raises(ConfigError, match="none of the model's languages"):

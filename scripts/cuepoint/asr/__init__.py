@@ -1,7 +1,8 @@
 """Speech recognition: the audio of a shard's videos becomes segments with times.
 
-`shard` runs the pipeline, `speech` finds what is spoken, `engine` is the only module that knows faster-whisper,
-`model` finds its files, `safety` judges what it wrote. Nothing heavy is imported here: rules read `VERSION`.
+`shard` makes the tables, `pipeline` keeps the model busy, `speech` finds what is spoken, `engine` is the only module
+that knows faster-whisper, `model` finds its files, `safety` judges what it wrote. Nothing heavy is imported here: rules
+read `VERSION`.
 """
 
 VERSION = 1  # bump when the same audio and settings give other results

@@ -26,7 +26,7 @@ from faster_whisper.transcribe import get_suppressed_tokens
 from cuepoint import devices
 from cuepoint.asr.model import ModelFiles
 from cuepoint.devices import Gpu
-from cuepoint.errors import ConfigError
+from cuepoint.errors import ConfigError, EnvironmentFault
 from cuepoint.settings import TranscribeSettings
 
 log = logging.getLogger(__name__)
@@ -298,7 +298,12 @@ def load(files: ModelFiles, settings: TranscribeSettings, gpu: Gpu | None, worke
     ctranslate2.set_random_seed(_SEED)
     logging.getLogger("faster_whisper").setLevel(logging.WARNING)  # it tells each call's steps
     where = {"device": device, "device_index": index, "compute_type": compute_type}
-    model = WhisperModel(str(files.folder), **where, cpu_threads=1, num_workers=1 if gpu else workers)
+    try:
+        model = WhisperModel(str(files.folder), **where, cpu_threads=1, num_workers=1 if gpu else workers)
+    except RuntimeError as error:  # CTranslate2's only error: no room, damaged files, a broken driver
+        raise EnvironmentFault(
+            f"the model {files.name} ({files.folder}) cannot be loaded on {device}: {error}"
+        ) from error
 
     def replica() -> WhisperModel:
         """The same model with a worker of its own."""
