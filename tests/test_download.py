@@ -28,6 +28,9 @@ from loopback import (
 )
 
 from cuepoint.download import download
+from cuepoint.download.classify import Ended
+from cuepoint.download.fetch import Fetcher
+from cuepoint.download.limiter import Limiter
 from cuepoint.download.remux import packet_hash
 from cuepoint.errors import EnvironmentFault
 from cuepoint.layout import Layout
@@ -411,3 +414,51 @@ def test_secrets_are_used_and_never_written(site, layout, tmp_path, monkeypatch,
     assert len(written) > 3
     assert not any(b"pl4nted" in content for content in written)
     assert "pl4nted" not in caplog.text
+
+
+def track(format_id: str, abr: float | None, rank: int | None = None, **facts) -> dict:
+    return {
+        **{"format_id": format_id, "url": f"http://demo.example/{format_id}", "ext": "webm", "abr": abr},
+        **{"vcodec": "none", "acodec": "opus", "language_preference": rank, **facts},
+    }
+
+
+CHOICES = {
+    "the smallest at or above 48 kbit/s": ([track("a", 130), track("b", 70), track("c", 50)], "c"),
+    "not a tiny one, though it is nearer": ([track("tiny", 32), track("b", 70)], "b"),
+    "the best of tiny ones": ([track("a", 16), track("b", 32)], "b"),
+    "the original before a smaller dub": ([track("dub", 48, -1), track("original", 130, 10)], "original"),
+    "a tiny original before a dub": ([track("dub", 48, -1), track("original", 32, 10)], "original"),
+    "sound alone before pictures": ([track("film", 50, vcodec="vp9"), track("sound", 130)], "sound"),
+    "pictures with sound if need be": ([track("film", 50, vcodec="vp9"), track("mute", None, acodec="none")], "film"),
+    "a track that says nothing": ([track("a", None)], "a"),
+}
+
+
+@pytest.mark.parametrize("case", CHOICES)
+def test_the_choice_of_audio(layout, case):
+    """By yt-dlp's own selection; nothing is asked of the network."""
+    tracks, expected = CHOICES[case]
+    info = {"id": "x", "title": "x", "extractor": "test", "extractor_key": "Test", "formats": tracks}
+    fetcher = Fetcher(layout.partial("x"), layout, EAGER, Limiter(layout, EAGER))
+    chosen = fetcher.process_ie_result({**info, "webpage_url": watch("x")}, download=False)
+    assert chosen["format_id"] == expected
+
+
+@pytest.mark.parametrize(
+    ("facts", "wait"),
+    [
+        ({"live_status": "is_upcoming", "release_timestamp": 4_000_000_000}, 10**8),
+        ({"live_status": "is_upcoming"}, 3000),
+        ({"live_status": "is_live"}, 3000),
+        ({"is_live": True}, 3000),
+        ({"live_status": "post_live"}, 3000),
+    ],
+)
+def test_what_is_not_over_yet_waits_for_its_time(layout, facts, wait):
+    info = {"id": "x", "title": "x", "extractor": "test", "extractor_key": "Test", "formats": [track("a", 50)]}
+    fetcher = Fetcher(layout.partial("x"), layout, EAGER, Limiter(layout, EAGER))
+    with pytest.raises(Ended) as ended:
+        fetcher.process_ie_result({**info, **facts, "webpage_url": watch("x")}, download=False)
+    assert ended.value.verdict.status is Status.NOT_YET
+    assert ended.value.verdict.retry_after > wait
