@@ -147,7 +147,7 @@ def transcription_rate(
     """
     from cuepoint.asr.engine import Engine, Group, load
     from cuepoint.asr.model import find_model
-    from cuepoint.asr.shard import GROUP
+    from cuepoint.asr.pipeline import GROUP
     from cuepoint.asr.speech import RATE, Clip, Speech
 
     on_gpu = devices.choose(settings.device) == "cuda"
