@@ -22,6 +22,7 @@ from cuepoint.errors import EnvironmentFault
 from cuepoint.states import Status
 
 HOUR = 3600.0
+_DOCTOR = "`cuepoint doctor` checks this machine"
 
 # Faults of this machine: no video is to blame, and all others would fail the same way.
 _LOCAL_ERRNOS = {
@@ -185,14 +186,14 @@ def _raise_machine_fault(chain: list[BaseException], message: str) -> None:
     """Raise EnvironmentFault when this machine is at fault: its disk, its rights, its programs."""
     for link in chain:
         if isinstance(link, ProxyError) and not _proxy_answers():
-            raise EnvironmentFault("the proxy does not answer: correct CUEPOINT_PROXY, or start the proxy")
+            raise EnvironmentFault(f"the proxy does not answer: correct CUEPOINT_PROXY, or start it; {_DOCTOR}")
         if isinstance(link, OSError) and link.errno in _LOCAL_ERRNOS and not isinstance(link, ConnectionError):
             where = f" ({link.filename})" if link.filename else ""
-            raise EnvironmentFault(f"{_LOCAL_ERRNOS[link.errno]}{where}; `cuepoint doctor` checks this machine")
+            raise EnvironmentFault(f"{_LOCAL_ERRNOS[link.errno]}{where}; {_DOCTOR}")
     text = _plain(message)
     for pattern, mend in _MACHINE_TEXTS.items():
         if re.search(pattern, text):
-            raise EnvironmentFault(f"{mend} ({message})")
+            raise EnvironmentFault(f"{mend} ({message}); {_DOCTOR}")
     if _NO_FORMAT in text and message.startswith("[youtube") and not javascript_runtimes():
         raise EnvironmentFault(
             "YouTube needs a JavaScript runtime that yt-dlp supports and none was found: install deno (`pip install "
