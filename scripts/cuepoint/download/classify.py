@@ -204,8 +204,10 @@ def _raise_machine_fault(chain: list[BaseException], message: str) -> None:
 def _proxy_answers() -> bool:
     """Whether the proxy takes connections: the same error class also reports hosts that fail behind it."""
     proxy = urlsplit(os.environ.get("CUEPOINT_PROXY") or "")
+    if not proxy.hostname:  # one of the system's own settings, about which nothing is known here
+        return True
     try:
-        socket.create_connection((proxy.hostname or "", proxy.port or 80), timeout=10).close()
+        socket.create_connection((proxy.hostname, proxy.port or 80), timeout=10).close()
     except (OSError, ValueError):
         return False
     return True
