@@ -154,14 +154,23 @@ def processes_of(job):
     return found
 
 
+def kill_all(processes):
+    """SLURM's own kill does not reach every stopped process."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
 @pytest.fixture(scope="module")
-def rough_run(cluster, site, tmp_path_factory):
+def rough_run(cluster, site, tmp_path_factory, request):
     """The demo while one job is cancelled, one times out, the controller goes away and a node dies."""
     earlier = last_job(cluster)
     project = demo_project(cluster, site, tmp_path_factory.mktemp("rough") / "project")
     with project.running() as (snakemake, output):
         stuck = job_of(cluster, earlier, "transcribe_wildcards_00001")
-        for process in cluster.wait_until(lambda: processes_of(stuck), "the job's processes"):
+        suspended = cluster.wait_until(lambda: processes_of(stuck), "the job's processes")
+        request.addfinalizer(lambda: kill_all(suspended))
+        for process in suspended:
             process.suspend()
         cluster.slurm("scontrol", "update", f"JobId={stuck.id}", "TimeLimit=1")
         cluster.slurm("scancel", str(job_of(cluster, earlier, "transcribe_wildcards_00000").id))

@@ -8,10 +8,12 @@ without that the plugin would submit them a second time, to the same paths.
 import logging
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 from cuepoint import atomic
@@ -92,6 +94,7 @@ def prepare_executor(executor: Any, layout: Layout) -> None:
     if type(executor).__module__ != "snakemake_executor_plugin_slurm":
         return
     _check_status_command(executor.get_status_command())
+    _outlive_outages(sys.modules[type(executor).__module__])
     remember_run(layout, executor.run_uuid)
     if not executor.workflow.executor_settings.logdir:
         executor.slurm_logdir = layout.logs.resolve() / "slurm"
@@ -137,6 +140,16 @@ def allocation(environment: Mapping[str, str] = os.environ) -> str | None:
         f"SLURM job {environment['SLURM_JOB_ID']} on {environment.get('SLURMD_NODENAME', 'an unknown node')}, "
         f"CUDA_VISIBLE_DEVICES={environment.get('CUDA_VISIBLE_DEVICES', '')}"
     )
+
+
+def _outlive_outages(plugin: ModuleType) -> None:
+    """Let the plugin know MinJobAge from now on.
+
+    It asks for it at each poll, and when the controller does not answer it turns from squeue to sacct. Where there is no
+    accounting database it then waits for ever, outage over or not (snakemake-executor-plugin-slurm 2.8.0, tried).
+    """
+    age = plugin.get_min_job_age()
+    plugin.get_min_job_age = lambda: age  # type: ignore[attr-defined]
 
 
 def _settle(names: list[str], policy: str, poll_seconds: float) -> None:
