@@ -21,6 +21,7 @@ rule load:
     params:
         settings=SETTINGS.qdrant.result_settings(),
         members=members_hash(RUN),
+        first=lambda wc: wc.model == SETTINGS.embedding.use[0],  # the one that people search by default
         reloads=lambda wc: RUN.reloads.get(wc.model, 0),
         version=qdrant.VERSION,
     message:

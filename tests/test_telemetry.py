@@ -3,6 +3,7 @@
 import os
 
 import pytest
+
 from cuepoint import telemetry
 from cuepoint.errors import DataError
 from cuepoint.telemetry import Telemetry, read_telemetry

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cuepoint import ledger
 from cuepoint.bottleneck import Share, StageMeasure, Verdict, name_bottleneck
+from cuepoint.durations import duration
 from cuepoint.layout import Layout
 from cuepoint.locks import holder_lives
 from cuepoint.plan import Run
@@ -196,18 +197,6 @@ class Observer:
         if stage == "download":
             return sum(download.status not in _WELL for download in self._downloads.values())
         return sum(len(self._shards.get(job.name, ())) for job in jobs if job.error)
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words that one reads at a glance: `40 s`, `12 min`, `3 h 05 min`, `2 d 4 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    return f"{minutes // 1440} d {minutes % 1440 // 60} h"
 
 
 def _in_order(stages: list[StageProgress]) -> list[StageProgress]:

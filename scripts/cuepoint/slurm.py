@@ -145,8 +145,8 @@ def allocation(environment: Mapping[str, str] = os.environ) -> str | None:
 def _outlive_outages(plugin: ModuleType) -> None:
     """Let the plugin know MinJobAge from now on.
 
-    It asks for it at each poll, and when the controller does not answer it turns from squeue to sacct. Where there is no
-    accounting database it then waits for ever, outage over or not (snakemake-executor-plugin-slurm 2.8.0, tried).
+    It asks for it at each poll, and when the controller does not answer it turns from squeue to sacct. Where there is
+    no accounting database it then waits for ever, outage over or not (snakemake-executor-plugin-slurm 2.8.0, tried).
     """
     age = plugin.get_min_job_age()
     plugin.get_min_job_age = lambda: age  # type: ignore[attr-defined]

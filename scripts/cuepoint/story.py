@@ -8,10 +8,10 @@ from typing import Any
 import pyarrow.compute as pc
 
 from cuepoint import failures, ledger
+from cuepoint.durations import duration
 from cuepoint.errors import ConfigError, DataError
 from cuepoint.layout import Layout
 from cuepoint.plan import Run
-from cuepoint.progress import duration
 from cuepoint.receipts import read_receipt
 from cuepoint.settings import Settings
 from cuepoint.tables import read_table

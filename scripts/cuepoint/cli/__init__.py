@@ -3,12 +3,15 @@
 Each verb is a module of this package that imports what is heavy only when it is called, so that `--help` is quick.
 """
 
-from importlib import import_module
-from importlib.util import find_spec
-
 import typer
 from typer.core import TyperGroup
 
+from cuepoint.cli.doctor import doctor
+from cuepoint.cli.estimate import estimate
+from cuepoint.cli.explain import explain
+from cuepoint.cli.list import list_sources
+from cuepoint.cli.search import search
+from cuepoint.cli.status import status
 from cuepoint.errors import CuepointError
 
 
@@ -38,13 +41,9 @@ def cuepoint() -> None:
     """Search and look after a collection of time-coded passages. Building it is Snakemake's work: `snakemake`."""
 
 
-for _verb, _module, _function in (
-    ("search", "search", "search"),
-    ("status", "status", "status"),
-    ("doctor", "doctor", "doctor"),
-    ("list", "list", "list_sources"),
-    ("explain", "explain", "explain"),
-    ("estimate", "estimate", "estimate"),
-):
-    if find_spec(f"cuepoint.cli.{_module}"):
-        app.command(_verb)(getattr(import_module(f"cuepoint.cli.{_module}"), _function))
+app.command("search")(search)
+app.command("status")(status)
+app.command("explain")(explain)
+app.command("list")(list_sources)
+app.command("estimate")(estimate)
+app.command("doctor")(doctor)

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cuepoint.cli.options import ConfigFiles, Directory, read_settings
+from cuepoint.durations import duration
 from cuepoint.errors import ConfigError, CuepointError
 from cuepoint.layout import Layout
-from cuepoint.progress import duration
 from cuepoint.settings import Settings
 
 if TYPE_CHECKING:

@@ -1,12 +1,15 @@
 """`cuepoint status`: how far each stage is, how fast it goes, and what holds the run back."""
 
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cuepoint.cli.options import ConfigFiles, Directory, read_settings
-from cuepoint.progress import Observer, Progress, duration
+from cuepoint.durations import duration
+
+if TYPE_CHECKING:
+    from cuepoint.progress import Progress
 
 
 def status(
@@ -19,6 +22,7 @@ def status(
     """Show each stage's progress, rates and failures, of a run that is going on or of the last one."""
     settings, layout = read_settings(configfile, directory)
     from cuepoint.plan import read_run
+    from cuepoint.progress import Observer
 
     observer = Observer(layout, settings, read_run(layout))
     if not watch:
@@ -33,11 +37,11 @@ def status(
             live.update(Text(_page(observer.look())), refresh=True)
 
 
-def _page(progress: Progress) -> str:
+def _page(progress: "Progress") -> str:
     return "\n".join([_when(progress), *progress.lines()])
 
 
-def _when(progress: Progress) -> str:
+def _when(progress: "Progress") -> str:
     if progress.stretch is None:
         return "No work has been done yet."
     start, end = progress.stretch

@@ -5,7 +5,7 @@ from importlib.resources import files
 
 from jinja2 import Environment, StrictUndefined
 
-from cuepoint.progress import duration
+from cuepoint.durations import duration
 from cuepoint.report.gather import Report
 from cuepoint.report.plots import plot
 
