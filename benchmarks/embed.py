@@ -71,13 +71,14 @@ def passages(count: int, count_tokens: Callable[[Sequence[str]], Sequence[int]])
     manifest = json.loads((Path(__file__).parents[1] / "demo" / "manifest.json").read_text())
     sentences = [sentence["text"] for clip in manifest for sentence in clip["sentences"]]
     tokens = dict(zip(sentences, count_tokens(sentences), strict=True))
+    shortest = min(tokens.values())
     chance = random.Random(0)
     made = []
     for i in range(count):
         left = 20 + 230 * i // max(1, count - 1)
         passage: list[str] = []
         while left > 0:
-            passage.append(chance.choice([text for text in sentences if tokens[text] <= max(left, 20)]))
+            passage.append(chance.choice([text for text in sentences if tokens[text] <= max(left, shortest)]))
             left -= tokens[passage[-1]]
         made.append(" ".join(passage))
     chance.shuffle(made)
@@ -207,6 +208,7 @@ def random_model(name: str, work: Path) -> EmbeddingModel:
     folder = work / name
     decoder = "Qwen2" in name
     if not (folder / "modules.json").exists():
+        # MiniLM's vocabulary; transformers reads it by the architecture's own rules, for Qwen2 letter by letter.
         tokenizer = AutoTokenizer.from_pretrained(locate(MINILM).path)
         base = work / f"{name}-base"
         model = (
