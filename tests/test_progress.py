@@ -16,7 +16,7 @@ from cuepoint.cli import app
 from cuepoint.download.limiter import Limiter
 from cuepoint.layout import Layout
 from cuepoint.live import LiveProgress
-from cuepoint.progress import Observer
+from cuepoint.progress import Observer, StageProgress
 from cuepoint.settings import DownloadSettings
 from cuepoint.states import Status
 from cuepoint.work import covered, last_stretch, read_download
@@ -164,3 +164,9 @@ def test_telemetry_of_a_failed_job_counts_its_videos_as_failed(tmp_path):
     path = layout.telemetry / "transcribe" / "00001.parquet"
     make_telemetry(path, "transcribe", START + 2000, START + 2100, error="DataError")
     assert stages(layout, settings, run)["transcribe"].failed == 4
+
+
+def test_a_line_tells_what_runs_waits_and_failed():
+    line = StageProgress("download", done=9, total=15, failed=1, videos_per_hour=640, eta=34).line(running=4)
+    for told in ("9/15", "640 videos/h", "ETA 34 s", "4 running", "2 waiting", "1 failed"):
+        assert told in line

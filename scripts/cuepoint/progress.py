@@ -50,12 +50,15 @@ class StageProgress:
     def line(self, running: int = 0) -> str:
         """The stage in one readable line; what is not known is left out."""
         share = self.done / self.total if self.total else 1.0
+        # A download is one video; a job of another stage is a whole shard, so there the videos that wait are not known.
+        waiting = round(self.total - self.done) - running if self.stage == "download" else 0
         parts = [
             f"{self.stage:<10} {self.done:>6.0f}/{self.total:<6} {share:>4.0%}",
             f"{self.videos_per_hour:,.0f} videos/h" if self.videos_per_hour else "",
             f"{self.audio_per_hour:,.1f} h audio/h" if self.audio_per_hour else "",
             f"ETA {duration(self.eta)}" if self.eta else "",
             f"{running} running" if running else "",
+            f"{waiting} waiting" if waiting > 0 else "",
             f"{self.failed} failed" if self.failed else "",
             f"GPU {self.gpu} busy" if self.gpu else "",
         ]
