@@ -31,6 +31,7 @@ from pathlib import Path
 Path(snakemake.output.transcripts).touch(); Path(snakemake.output.videos).touch()
 """,
     "embed.py": "from pathlib import Path\nPath(snakemake.output.embeddings).touch()\n",
+    "report.py": "from pathlib import Path\nPath(snakemake.output.report).touch()\n",
     "load.py": "from pathlib import Path\nPath(snakemake.output.receipt).write_text('{}')\n",
 }
 
