@@ -17,6 +17,7 @@ from loopback import (
     hang_up,
     make_clip,
     make_mute_video,
+    packet_hash,
     redirect,
     stall,
     status,
@@ -31,7 +32,6 @@ from cuepoint.download import download
 from cuepoint.download.classify import Ended
 from cuepoint.download.fetch import Fetcher
 from cuepoint.download.limiter import Limiter
-from cuepoint.download.remux import packet_hash
 from cuepoint.errors import EnvironmentFault
 from cuepoint.layout import Layout
 from cuepoint.receipts import Receipt

@@ -16,6 +16,7 @@ from loopback import (
     hang_up,
     make_clip,
     make_mute_video,
+    packet_hash,
     stall,
     status,
     trickle,
@@ -25,7 +26,6 @@ from loopback import (
     wrong_length,
 )
 
-from cuepoint.download.remux import packet_hash
 from cuepoint.layout import Layout
 from cuepoint.receipts import Receipt, read_receipt
 from cuepoint.sources import identify

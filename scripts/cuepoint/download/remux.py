@@ -59,15 +59,6 @@ def open_media(path: Path) -> av.container.InputContainer:
     )
 
 
-def packet_hash(path: Path) -> str:
-    """Hash of the payloads of a file's audio packets, in order: independent of the container around them."""
-    digest = hashlib.blake2b(digest_size=16)
-    with open_media(path) as media:
-        for packet in media.demux(media.streams.best("audio")):
-            digest.update(bytes(packet))
-    return digest.hexdigest()
-
-
 def file_hash(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:
