@@ -1,9 +1,10 @@
 """A synthetic corpus of any size: the tables that the stages write, without a video, a microphone or a model.
 
 Lengths of videos follow Zipf's law, as those of a real channel do: many short ones, a few that last for hours.
-Everything depends on the seed alone. Used by the benchmarks of loading, of the report and of scale.
+Everything depends on the seed alone. Used by the benchmarks of loading (load.py), of the report (report.py) and of
+Snakemake's cost (workflow.py).
 
-    python benchmarks/corpus.py --points 300000 --results /tmp/corpus/results
+    python benchmarks/corpus.py --points 300000 --results /tmp/corpus/results --transcripts --downloads
 """
 
 import argparse
@@ -11,6 +12,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,10 @@ import pyarrow as pa
 
 from cuepoint.layout import Layout
 from cuepoint.qdrant.points import ShardTables
+from cuepoint.receipts import Receipt
+from cuepoint.states import Status
 from cuepoint.tables import TRANSCRIPTS, VIDEOS, embeddings_schema, write_table
+from cuepoint.telemetry import Telemetry
 
 WORDS = """
 the of to and a in is it you that we this for on are with as have so be what can if from there they just at your
@@ -39,18 +44,31 @@ class Video:
     chunks: int
 
 
-def videos(points: int, seed: int = 0, mean: int = 30, longest: int = 1000) -> list[Video]:
-    """Videos whose chunks add up to `points`, about `mean` each, Zipf-distributed (exponent 1.4, cut at `longest`)."""
+def endless(seed: int = 0, mean: int = 30, longest: int = 1000) -> Iterator[Video]:
+    """Videos of about `mean` chunks each, Zipf-distributed (exponent 1.4, cut at `longest`), without end."""
     random = np.random.default_rng(seed)
     ranks = np.arange(1, longest + 1)
     weights = ranks**-1.4
-    scale = mean / float((ranks * weights).sum() / weights.sum())
+    shares = weights / weights.sum()
+    scale = mean / float((ranks * shares).sum())
+    for number in count():
+        yield Video(video_id(number, seed), max(1, round(scale * float(random.choice(ranks, p=shares)))))
+
+
+def videos(points: int, seed: int = 0) -> list[Video]:
+    """Videos whose chunks add up to `points`."""
     made, left = [], points
-    while left:
-        chunks = min(left, max(1, round(scale * float(random.choice(ranks, p=weights / weights.sum())))))
-        made.append(Video(f"{uuid.uuid5(uuid.NAMESPACE_OID, f'{seed}/{len(made)}').hex[:11]}", chunks))
-        left -= chunks
-    return made
+    for video in endless(seed):
+        if not left:
+            return made
+        made.append(Video(video.video_id, min(left, video.chunks)))
+        left -= made[-1].chunks
+    raise AssertionError("the videos have an end")
+
+
+def video_id(number: int, seed: int = 0) -> str:
+    """ID of the video with this number, of the form that YouTube has."""
+    return uuid.uuid5(uuid.NAMESPACE_OID, f"{seed}/{number}").hex[:11]
 
 
 def shards(listed: list[Video], size: int = 64) -> Iterator[tuple[str, list[Video]]]:
@@ -60,19 +78,32 @@ def shards(listed: list[Video], size: int = 64) -> Iterator[tuple[str, list[Vide
 
 
 def write_corpus(
-    results: Path, points: int, *, dimension: int = 384, shard_size: int = 64, seed: int = 0, transcripts: bool = False
+    results: Path,
+    listed: list[Video],
+    *,
+    dimension: int = 384,
+    shard_size: int = 64,
+    seed: int = 0,
+    transcripts: bool = False,
+    downloads: bool = False,
 ) -> tuple[list[ShardTables], dict[str, str]]:
-    """Write the tables of a corpus below `results`; returns them and the members (video_id -> shard)."""
+    """Write the tables of `listed` videos below `results`; returns them and the members (video_id -> shard).
+
+    `downloads` also writes the receipts, and the telemetry of the jobs.
+    """
     layout = Layout(results)
     tables, members = [], {}
-    for shard, listed in shards(videos(points, seed), shard_size):
+    for shard, of_shard in shards(listed, shard_size):
         entry = ShardTables(shard, layout.embeddings(MODEL, shard), layout.videos(shard))
-        write_table(entry.videos, video_table(listed, seed), VIDEOS, settings={})
-        write_embeddings(entry.embeddings, listed, dimension, seed)
+        write_table(entry.videos, video_table(of_shard, seed), VIDEOS, settings={})
+        write_embeddings(entry.embeddings, of_shard, dimension, seed)
         if transcripts:
-            write_table(layout.transcripts(shard), transcript_table(listed, seed), TRANSCRIPTS, settings={})
+            write_table(layout.transcripts(shard), transcript_table(of_shard, seed), TRANSCRIPTS, settings={})
+        if downloads:
+            write_downloads(layout, of_shard)
+            write_telemetry(layout, shard, of_shard)
         tables.append(entry)
-        members |= dict.fromkeys((video.video_id for video in listed), shard)
+        members |= dict.fromkeys((video.video_id for video in of_shard), shard)
     return tables, members
 
 
@@ -80,6 +111,31 @@ def write_embeddings(path: Path, listed: list[Video], dimension: int = 384, seed
     """Write the embedding table of a shard."""
     schema = embeddings_schema(dimension)
     write_table(path, embedding_table(listed, dimension, seed), schema, settings={}, model={"name": MODEL})
+
+
+def write_downloads(layout: Layout, listed: list[Video]) -> None:
+    """Write the receipts of videos; not each of them fsynced, as a run's are."""
+    for video in listed:
+        path = layout.receipt(video.video_id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        receipt = Receipt(
+            video_id=video.video_id,
+            url=f"https://www.youtube.com/watch?v={video.video_id}",
+            status=Status.OK,
+            duration=video.chunks * SECONDS_OF_A_CHUNK,
+            seconds=10.0,
+            waited=5.0,
+        )
+        path.write_text(receipt.model_dump_json(indent=1))
+
+
+def write_telemetry(layout: Layout, shard: str, listed: list[Video]) -> None:
+    """Write what the two jobs of a shard would have measured, had they taken no time."""
+    audio, chunks = sum(video.chunks for video in listed) * SECONDS_OF_A_CHUNK, sum(video.chunks for video in listed)
+    with Telemetry(layout.telemetry / "transcribe" / f"{shard}.parquet", stage="transcribe", name=shard) as telemetry:
+        telemetry.add(videos=len(listed), audio_seconds=audio)
+    with Telemetry(layout.telemetry / f"embed-{MODEL}" / f"{shard}.parquet", stage="embed", name=shard) as telemetry:
+        telemetry.add(videos=len(listed), chunks=chunks)
 
 
 def video_table(listed: list[Video], seed: int = 0) -> pa.Table:
@@ -166,9 +222,16 @@ if __name__ == "__main__":
     parser.add_argument("--points", type=int, default=10_000)
     parser.add_argument("--results", type=Path, required=True)
     parser.add_argument("--shard-size", type=int, default=64)
+    parser.add_argument("--dimension", type=int, default=384)
     parser.add_argument("--transcripts", action="store_true", help="also write the transcript tables")
+    parser.add_argument("--downloads", action="store_true", help="also write the receipts and the jobs' telemetry")
     arguments = parser.parse_args()
     written, placed = write_corpus(
-        arguments.results, arguments.points, shard_size=arguments.shard_size, transcripts=arguments.transcripts
+        arguments.results,
+        videos(arguments.points),
+        dimension=arguments.dimension,
+        shard_size=arguments.shard_size,
+        transcripts=arguments.transcripts,
+        downloads=arguments.downloads,
     )
     print(f"{arguments.points} points of {len(placed)} videos in {len(written)} shards below {arguments.results}")

@@ -24,7 +24,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pyarrow as pa
-from corpus import MODEL, write_corpus
+from corpus import MODEL, videos, write_corpus
 from qdrant_client import QdrantClient
 from qdrant_client.grpc import PointsOperationResponse, UpdateResult, UpdateStatus
 
@@ -47,7 +47,7 @@ def corpus(work: Path, points: int) -> Path:
     done = results / "corpus.json"
     if not done.exists():
         shutil.rmtree(results, ignore_errors=True)
-        _, members = write_corpus(results, points)
+        _, members = write_corpus(results, videos(points))
         done.write_text(json.dumps(members))
     shutil.rmtree(results / "qdrant", ignore_errors=True)
     return results
@@ -76,12 +76,17 @@ class Memory:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
+        self.peak = max(self.peak, allocated())
 
     def _watch(self) -> None:
         while not self._stop.wait(0.1):
-            for line in Path("/proc/self/status").read_text().splitlines():
-                if line.startswith("RssAnon:"):
-                    self.peak = max(self.peak, int(line.split()[1]) * 1024)
+            self.peak = max(self.peak, allocated())
+
+
+def allocated() -> int:
+    """Bytes that this process has allocated now."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon:"))
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, float]:

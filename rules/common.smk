@@ -6,7 +6,7 @@ from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, str(Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parent / "scripts"))
 
-from cuepoint import devices, runs, slurm
+from cuepoint import devices, runs, scheduling, slurm
 from cuepoint.errors import CuepointError
 from cuepoint.layout import Layout
 from cuepoint.live import LiveProgress
@@ -102,6 +102,7 @@ onstart:
     or_stop(_held.enter_context, runs.locked(LAYOUT, workflow.dag_settings.targets))
     or_stop(slurm.prepare_executor, workflow.scheduler._executor, LAYOUT)
     or_stop(runs.begin, DRAFT, LAYOUT, workflow.dag_settings.targets)
+    scheduling.show_few(workflow.scheduler)
     if not (workflow.output_settings.quiet or workflow.output_settings.verbose):
         PROGRESS.start()
 

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from cuepoint.tables import VIDEOS, read_table
 
 WAITING = "waiting"
 """Status of a video that `limit_unprocessed` left for a later run."""
+
+_WAITING_AT_ONCE = 1000  # rows that are in memory together; of the others it is a shard's
 
 LEDGER = pa.schema(
     [
@@ -95,11 +98,12 @@ def _rows_by_shard(layout: Layout, settings: Settings, run: Run) -> Iterator[lis
             row |= {"video_id": video_id, "source": run.sources[video_id], "shard": shard}
             rows.append(_row(row | {"next": _next(layout, settings, row["status"], row["stage"], video_id)}))
         yield rows
-    if run.waiting:
-        words = "waits for a later run (limit_unprocessed)"
+    words = "waits for a later run (limit_unprocessed)"
+    waiting = iter(run.waiting.items())
+    while some := list(islice(waiting, _WAITING_AT_ONCE)):
         yield [
             _row({"video_id": video_id, "source": source, "status": WAITING, "stage": "listed", "next": words})
-            for video_id, source in run.waiting.items()
+            for video_id, source in some
         ]
 
 
