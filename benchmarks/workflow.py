@@ -5,9 +5,9 @@
     python benchmarks/workflow.py 100000 --full-run-up-to 10000 --limit 10000
 
 For each number of videos: a dry run; a full run in which every script only writes outputs of the right names; a run
-that finds nothing to do; a dry run after ten videos were appended. Lists longer than `--full-run-up-to` are not run: one
-shard is, and the others get the same files and the same Snakemake records. With `--plain` each step is also measured for
-the plain design (one job a video and stage) and the ratio is printed; with `--limit` a dry run with that
+that finds nothing to do; a dry run after ten videos were appended. Lists longer than `--full-run-up-to` are not run:
+one shard is, and the others get the same files and the same Snakemake records. With `--plain` each step is also
+measured for the plain design (one job a video and stage) and the ratio is printed; with `--limit` a dry run with that
 `limit_unprocessed` comes first.
 
 Seconds of wall, and in brackets seconds of processor time of all processes. A full run is told per video: everything
