@@ -1,17 +1,21 @@
 """Ten thousand videos and more: what a run looks at, opens and keeps, counted on small lists."""
 
 import json
+import re
 import subprocess
+import tracemalloc
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from conftest import BIN
+from conftest import BIN, ROOT
 
 from benchmarks.workflow import cuepoint_project, write_list
 from cuepoint.layout import Layout
-from cuepoint.plan import read_plan
+from cuepoint.ledger import write_ledger
+from cuepoint.plan import Run, read_plan
+from cuepoint.settings import load_settings
 
 PARALLEL = 3  # downloads at once
 SHARD = 4  # videos
@@ -159,3 +163,37 @@ def test_no_folder_has_more_than_a_few_thousand_entries_at_100000_videos():
     for path in paths:
         entries.setdefault(path.parent, set()).add(path.name)
     assert max(map(len, entries.values())) < 5000
+
+
+def test_a_batch_plans_only_its_part_of_the_shards(tmp_path):
+    project = Counted(tmp_path / "project", 4 * SHARD)
+    project.run("--dry-run", "--batch", "load=1/4")
+    planned = dict(re.findall(r"^([a-z]+) +(\d+)$", project.said, re.MULTILINE))
+    assert planned == {"download": "8", "transcribe": "2", "embed": "2", "total": "12"}
+
+
+def test_the_guide_s_loop_works_through_a_long_list_window_by_window(tmp_path):
+    project = Counted(tmp_path / "project", 3 * SHARD)
+    (project.folder / "config.yaml").write_text(f"limit_unprocessed: {SHARD}\n")
+    loop = re.search(r"^while .* done$", (ROOT / "docs" / "guide.md").read_text(), re.MULTILINE)[0]
+    loop = loop.replace("snakemake --cores 16", f"{BIN / 'snakemake'} --cores 2")
+    subprocess.run(["bash", "-c", loop], cwd=project.folder, capture_output=True, timeout=300, check=True)
+    shards = (project.folder / "results" / "embeddings" / "all-MiniLM-L6-v2").glob("*.parquet")
+    assert sorted(path.stem for path in shards) == ["00000", "00001", "00002"]
+    assert len(list((project.folder / ".snakemake" / "log").glob("*"))) == 3
+
+
+def test_the_ledger_is_written_in_pieces(tmp_path):
+    layout, settings = Layout(tmp_path / "results"), load_settings({"results": str(tmp_path / "results")})
+
+    def write(videos: int) -> Counter[str]:
+        waiting = {f"{number:011d}": f"https://example.org/{number}" for number in range(videos)}
+        return write_ledger(layout, settings, Run(members={}, sources={}, attempts={}, waiting=waiting))
+
+    write(1)  # imports
+    tracemalloc.start()
+    counts = write(20_000)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert counts == {"waiting": 20_000}
+    assert peak < 12e6  # 5 MB of it the list itself; all rows together take 30 MB

@@ -146,7 +146,7 @@ def _ledger_batches(layout: Layout) -> Iterator[pa.RecordBatch]:
     """The ledger in pieces; nothing when there is none yet (a report asked for in the middle of the first run)."""
     try:
         with pq.ParquetFile(layout.report / "ledger.parquet") as file:
-            yield from file.iter_batches(columns=LEDGER.names)
+            yield from file.iter_batches(batch_size=1000, columns=LEDGER.names)
     except FileNotFoundError:
         return
 
