@@ -57,10 +57,12 @@ class Window:
 
     def _first(self, heap: list[tuple[float, int, Any]], ready: set[Any]) -> list[Any]:
         taken: list[tuple[float, int, Any]] = []
-        while heap and (not taken or len(taken) < self._at_once(taken[0][2])):
+        room = 1
+        while heap and len(taken) < room:
             entry = heapq.heappop(heap)
             if entry[2] in ready:
                 taken.append(entry)
+                room = max(room, self._at_once(entry[2]))
             else:
                 self._known.discard(entry[2])  # it was started; if it is tried again it comes as a new one
         for entry in taken:
@@ -68,7 +70,7 @@ class Window:
         return [job for _, _, job in taken]
 
     def _at_once(self, job: Any) -> int:
-        """How many jobs like this one can run at once: those of a rule ask for the same, but for retries."""
+        """How many jobs like this one could run at once."""
         job.reset_params_and_resources()  # as the scheduler does: estimates were made before the inputs were there
         needs = job.scheduler_resources
         # `_job_count`, which every job asks for, has a limit too. What is no number is for Snakemake to complain about.
