@@ -107,6 +107,16 @@ def test_early_shards_are_downloaded_first(large):
     assert all(first <= second for first, second in pairwise(shards))
 
 
+def test_a_job_that_fails_is_tried_again_and_what_it_holds_up_goes_on(tmp_path):
+    project = Counted(tmp_path / "project", SHARD)
+    script = project.folder / "scripts" / "transcribe.py"
+    fails_once = 'import os\nif not os.path.exists("failed"):\n    open("failed", "w")\n    raise SystemExit(1)\n'
+    script.write_text(fails_once + script.read_text())
+    counted = project.run("--retries", "1")
+    assert sum("transcribe" in names for names, _ in counted["weighed"]) >= 2
+    assert project.run() and "Nothing to be done" in project.said
+
+
 def test_a_rate_limit_that_somebody_asked_for_stays(tmp_path):
     project = Counted(tmp_path / "project", 2)
     common = project.folder / "rules" / "common.smk"
