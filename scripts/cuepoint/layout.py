@@ -89,7 +89,7 @@ class Layout:
     def lock(self, kind: str, name: str) -> Path:
         """The lock file of one thing of a kind (run, video, shard, model, gpu, collection)."""
         folder = self.state / "locks" / kind
-        return (folder / prefix(name) if kind == "video" else folder) / f"{name}.lock"
+        return (folder / prefix(name) if kind in {"video", "shard"} else folder) / f"{name}.lock"
 
     @property
     def throttle(self) -> Path:
