@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,16 @@ from cuepoint.errors import CuepointError, DataError, EnvironmentFault
 from cuepoint.locks import hold
 from cuepoint.qdrant import is_version_of, pointer
 from cuepoint.qdrant.collection import DATETIME_INDEXES, KEYWORD_INDEXES, Filters, Hit, Shape
+from cuepoint.qdrant.edge_writers import Writers
 from cuepoint.qdrant.points import Points
 
 log = logging.getLogger(__name__)
 
 ALL = 2**31  # limit of a facet: every value
 REBUILD_SHARE = 0.25  # deleted points stay in the files: from this share on a directory is built anew
-FLUSH_POINTS = 10_000  # the engine holds in memory what is not flushed
+FLUSH_POINTS = 50_000  # the engine holds in memory what is not flushed
+MANY_POINTS = 20_000  # worth the half second in which a process starts
+WRITERS = 2  # the cores that the rule asks for
 NOTES = "cuepoint.json"
 ZEROS = bytes(1 << 16)  # what is looked for to be left out of a copy
 BUILDING, REMOVED = ".building", ".removed"  # suffixes of directories that are not yet, or no longer, a state
@@ -65,8 +68,12 @@ class EdgeCollection:
         self._shard.update(edge.UpdateOperation.upsert_points([edge.Point(*row) for row in rows]))
         self._unflushed += len(points.ids)
         if self._unflushed >= FLUSH_POINTS:
-            self._shard.flush()
-            self._unflushed = 0
+            self.flush()
+
+    def flush(self) -> None:
+        """Bring what was written to the disk."""
+        self._shard.flush()
+        self._unflushed = 0
 
     def trim(self, fingerprints: Mapping[str, str]) -> None:
         """Delete what these videos hold under any other fingerprint."""
@@ -99,6 +106,44 @@ class EdgeCollection:
         return [Hit(str(hit.id), dict(hit.payload or {}), hit.score) for hit in self._shard.query(request)]
 
 
+class _LargeNewCollection(EdgeCollection):
+    """One that is still empty and about to be large: several processes write it, and it is opened for anything else."""
+
+    def __init__(self, directories: Sequence[Path], provenance: dict[str, Any]):
+        self._directories, self._provenance = directories, provenance
+        self._unflushed = 0
+        self._opened: edge.EdgeShard | None = None
+        self._writers: Writers | None = None
+        self._written = False
+
+    @property
+    def _shard(self) -> edge.EdgeShard:
+        if self._writers:
+            self._writers.finish()
+            self._writers, self._written = None, True
+        if self._opened is None:
+            self._opened = edge.EdgeShard.load(str(self._directories[0]))
+        return self._opened
+
+    def upsert(self, points: Points) -> None:
+        """Write points, replacing those with the same IDs: before the first other call no ID may come twice."""
+        if self._written:
+            super().upsert(points)
+            return
+        if self._writers is None:
+            self.close()
+            self._writers = Writers(self._directories)
+        self._writers.write(points)
+
+    def close(self) -> None:
+        """Let go of the directory; points that are still on their way are lost."""
+        if self._writers:
+            self._writers.stop()
+        if self._opened:
+            self._opened.close()
+        self._writers = self._opened = None
+
+
 class EdgeStore:
     """A directory of embedded collections."""
 
@@ -116,7 +161,7 @@ class EdgeStore:
         while latest := self._latest(collection):
             with _reading(latest.path) as there:
                 if there:
-                    with _open(latest.path) as shard:
+                    with open_shard(latest.path) as shard:
                         yield EdgeCollection(shard, _notes(latest.path)["provenance"])
                     return
         yield None
@@ -140,11 +185,10 @@ class EdgeStore:
                         shutil.copytree(latest.path, building, copy_function=_copy_sparse, dirs_exist_ok=True)
                     else:
                         _create(building, shape)
-                    with _open(building) as shard:
-                        collection = EdgeCollection(shard, shape.provenance)
+                    with _writable(building, shape, adding=0 if latest else adding) as collection:
                         yield collection
                         points = collection.count()
-                        shard.flush()
+                        collection.flush()
                     notes = {"points": points, "deleted": deleted, "provenance": shape.provenance}
                     write_json(building / NOTES, notes)
                     _fsync_tree(building)
@@ -222,7 +266,24 @@ def _create(path: Path, shape: Shape) -> None:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[edge.EdgeShard]:
+def _writable(path: Path, shape: Shape, *, adding: int) -> Iterator[EdgeCollection]:
+    """A collection at `path` for writing; it is new if points will be `adding` to it, so many of them."""
+    writers = min(WRITERS, len(os.sched_getaffinity(0)))
+    if adding < MANY_POINTS or writers < 2:
+        with open_shard(path) as shard:
+            yield EdgeCollection(shard, shape.provenance)
+        return
+    parts = [path / f"part-{number}" for number in range(1, writers)]
+    for part in parts:
+        part.mkdir()
+        _create(part, shape)
+    with closing(_LargeNewCollection([path, *parts], shape.provenance)) as collection:
+        yield collection
+
+
+@contextmanager
+def open_shard(path: Path) -> Iterator[edge.EdgeShard]:
+    """The engine on one directory; raises DataError or EnvironmentFault if it cannot be used."""
     with _clear_errors(path):
         shard = edge.EdgeShard.load(str(path))
     try:

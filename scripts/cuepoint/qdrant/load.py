@@ -190,10 +190,11 @@ def _synchronise(
     log.info("%s: %d videos to write, %d to remove", shape.name, len(changes.write), len(changes.remove))
     with store.write(shape, **_sizes(wanted, state, changes)) as collection:
         # An embedded store may have begun an empty directory, and then everything has to be written.
-        todo = compare(wanted, _state(collection), members, final=final)
+        found = _state(collection)
+        todo = compare(wanted, found, members, final=final)
         with phase("write"):
             written = _apply(
-                collection, todo, wanted, shards, batch_size=settings.qdrant.batch_size, telemetry=telemetry
+                collection, found, todo, wanted, shards, batch_size=settings.qdrant.batch_size, telemetry=telemetry
             )
         with phase("verify"):
             return Outcome(changes, state, _verify(collection, wanted, changes, wanted.sample | written))
@@ -216,9 +217,12 @@ def _state(collection: Collection) -> State:
 
 
 def _guard(removed: Sequence[str], state: State, settings: Settings) -> None:
-    """Refuse to delete much of a collection: an emptied list or a lost directory is more likely than the wish."""
-    share = len(removed) / max(1, len(state.videos))
-    if share > settings.qdrant.max_delete_share and not settings.allow_shrink:
+    """Refuse to delete much of a collection: an emptied list or a lost directory is more likely than the wish.
+
+    One video may always go: of a collection of four, any one is more than the default share.
+    """
+    allowed = max(1, settings.qdrant.max_delete_share * len(state.videos))
+    if len(removed) > allowed and not settings.allow_shrink:
         raise DataError(
             f"this load would delete {len(removed)} of the collection's {len(state.videos)} videos "
             f"({', '.join(removed[:3])}{', …' if len(removed) > 3 else ''}), more than qdrant.max_delete_share = "
@@ -245,6 +249,7 @@ def _sizes(wanted: Survey, state: State, changes: Changes) -> dict[str, Any]:
 
 def _apply(
     collection: Collection,
+    found: State,
     changes: Changes,
     wanted: Survey,
     shards: Sequence[ShardTables],
@@ -264,7 +269,7 @@ def _apply(
             written.offer(chunks)
             if telemetry:
                 telemetry.add(points=len(chunks))
-    for videos in _batches(changes.write):
+    for videos in _batches([video_id for video_id in changes.write if video_id in found.videos]):
         collection.trim({video_id: todo[video_id].fingerprint for video_id in videos})
     for videos in _batches(changes.remove):
         collection.delete_videos(videos)

@@ -4,9 +4,13 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from http import HTTPStatus
+from itertools import islice
 from typing import Any
 
 import grpc
@@ -25,10 +29,13 @@ log = logging.getLogger(__name__)
 
 OLDEST = (1, 12)  # of servers: the first that counts points by value (facets)
 QUICK = 5  # seconds for a question that must not hold up the start of a run
+NO_LIMIT = 2**31
+PAGE = 1000  # points that are read at a time to count them
 INDEX_POLL = 1.0  # seconds
 INDEX_SETTLED = 3  # polls in a row without change: just after indexing is switched on a server still says it is done
 INDEX_PATIENCE = 600  # polls without progress after which the index is left to grow by itself
 
+_BACK_OFF = wait_random_exponential(max=30)
 _Errors = (grpc.RpcError, ApiException, ResourceExhaustedResponse)
 
 
@@ -47,15 +54,18 @@ class ServerCollection:
 
     def count(self) -> int:
         """Exact number of points."""
-        return self._ask(self._client.count, self._name, exact=True).count
+        if self._limits.exact:
+            return self._ask(self._client.count, self._name, exact=True).count
+        return sum(1 for _ in self._scroll(with_payload=False))
 
     def counts(self, key: str) -> dict[str, int]:
         """Exact number of points for each value of an indexed payload key."""
         limit = max(1, self.count())  # there cannot be more values than points
-        return {
-            str(hit.value): hit.count
-            for hit in self._ask(self._client.facet, self._name, key, limit=limit, exact=True).hits
-        }
+        if self._limits.exact and limit <= self._limits.read:
+            found = self._ask(self._client.facet, self._name, key, limit=limit, exact=True)
+            return {str(hit.value): hit.count for hit in found.hits}
+        payloads = (record.payload or {} for record in self._scroll(with_payload=[key]))
+        return dict(Counter(str(payload[key]) for payload in payloads if key in payload))
 
     def upsert(self, points: Points) -> None:
         """Write points, replacing those with the same IDs; they are in the collection on return."""
@@ -65,23 +75,21 @@ class ServerCollection:
             vectors=points.vectors,
             payload=points.payloads,
             ids=points.ids,
-            batch_size=len(points.ids),
+            batch_size=min(len(points.ids), self._limits.write),
             max_retries=0,  # `ask` tries again
             wait=True,
         )
 
     def trim(self, fingerprints: Mapping[str, str]) -> None:
         """Delete what these videos hold under any other fingerprint."""
-        self._delete(
-            models.Filter(
-                must=[_among("video_id", list(fingerprints))],
-                must_not=[_among("fingerprint", list(fingerprints.values()))],
-            )
-        )
+        for videos in self._named_at_once(fingerprints):
+            kept = [fingerprints[video_id] for video_id in videos]
+            self._delete(models.Filter(must=[_among("video_id", videos)], must_not=[_among("fingerprint", kept)]))
 
     def delete_videos(self, video_ids: Sequence[str]) -> None:
         """Delete all points of these videos."""
-        self._delete(models.Filter(must=[_among("video_id", list(video_ids))]))
+        for videos in self._named_at_once(video_ids):
+            self._delete(models.Filter(must=[_among("video_id", videos)]))
 
     def retrieve(self, ids: Sequence[str]) -> list[Hit]:
         """Points with vector and payload."""
@@ -96,9 +104,9 @@ class ServerCollection:
             self._client.query_points,
             self._name,
             query=list(vector),
-            limit=limit,
+            limit=min(limit, self._limits.read),
             query_filter=_filter(filters or Filters()),
-            search_params=models.SearchParams(exact=exact),
+            search_params=models.SearchParams(exact=exact and self._limits.exact),
             with_payload=True,
         )
         return [Hit(str(hit.id), dict(hit.payload or {}), hit.score) for hit in response.points]
@@ -106,6 +114,46 @@ class ServerCollection:
     def _delete(self, selection: models.Filter) -> None:
         selector = models.FilterSelector(filter=selection)
         self._ask(self._client.delete, self._name, points_selector=selector, wait=True)
+
+    def _named_at_once(self, video_ids: Iterable[str]) -> Iterator[list[str]]:
+        rest = iter(video_ids)
+        while batch := list(islice(rest, self._limits.condition)):
+            yield batch
+
+    def _scroll(self, **what: Any) -> Iterator[models.Record]:
+        """All points, a page at a time."""
+        page = min(PAGE, self._limits.read)
+        offset = None
+        while True:
+            records, offset = self._ask(self._client.scroll, self._name, limit=page, offset=offset, **what)
+            yield from records
+            if offset is None:
+                return
+
+    @cached_property
+    def _limits(self) -> "_Limits":
+        return _limits(self._ask(self._client.get_collection, self._name).config.strict_mode_config)
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """What one request may ask of a collection: a server in strict mode refuses more."""
+
+    read: int = NO_LIMIT  # points or values in an answer
+    write: int = NO_LIMIT  # points in an upload
+    condition: int = NO_LIMIT  # values in a condition of a filter
+    exact: bool = True  # requests that bypass the index or count exactly
+
+
+def _limits(strict: models.StrictModeConfig | None) -> _Limits:
+    if strict is None or not strict.enabled:
+        return _Limits()
+    return _Limits(
+        read=strict.max_query_limit or NO_LIMIT,
+        write=strict.upsert_max_batchsize or NO_LIMIT,
+        condition=strict.condition_max_size or NO_LIMIT,
+        exact=strict.search_allow_exact is not False,
+    )
 
 
 class ServerStore:
@@ -119,7 +167,7 @@ class ServerStore:
         """Make a request, again with back-off while the server is out of reach or busy; errors become one message."""
         attempts = Retrying(
             stop=stop_after_attempt(self._settings.attempts),
-            wait=wait_random_exponential(max=30),
+            wait=_pause,
             retry=retry_if_exception(_may_pass),
             before_sleep=_log_retry,
             reraise=True,
@@ -361,6 +409,12 @@ def _detail(error: BaseException) -> str:
 
 def _may_pass(error: BaseException) -> bool:
     return isinstance(error, _Errors) and _status(error) in {"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}
+
+
+def _pause(state: RetryCallState) -> float:
+    """Seconds until the next try: as long as the server asks for, else longer each time."""
+    asked = getattr(state.outcome.exception(), "retry_after_s", 0) if state.outcome else 0
+    return max(asked, _BACK_OFF(state))
 
 
 def _log_retry(state: RetryCallState) -> None:

@@ -19,9 +19,10 @@ class QdrantSettings(Section):
     keep_previous: bool = False
     """Keep the collection of an earlier model revision or chunking beside the new one, to go back to it quickly."""
     max_delete_share: float = Field(0.2, ge=0, le=1)
-    """A load that would delete more than this share of the collection's videos stops (see `allow_shrink`)."""
+    """A load that would delete more than this share of the collection's videos, and more than one, stops (see
+    `allow_shrink`)."""
     batch_size: int = Field(1000, ge=1, le=10_000)
-    """Points written at a time; all that a load holds in memory. A server in strict mode may ask for fewer."""
+    """Points written at a time; all that a load holds in memory. A server in strict mode gets as many as it allows."""
     api_key_env: str = "QDRANT_API_KEY"
     """Environment variable that holds the server's API key."""
     timeout: float = Field(60, gt=0)
