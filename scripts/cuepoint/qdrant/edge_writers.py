@@ -72,8 +72,8 @@ class Writers:
         said, _ = process.communicate()
         if process.returncode < 0:
             raise EnvironmentFault(
-                f"a process that wrote the collection was ended by signal {-process.returncode}: look whether memory or "
-                "disk ran out, and run again"
+                f"a process that wrote the collection was ended by signal {-process.returncode}: look whether memory "
+                "or disk ran out, and run again"
             )
         if said != WRITTEN:
             raise Exception(said.decode(errors="replace"))

@@ -3,15 +3,17 @@
 import hashlib
 import heapq
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cuepoint.errors import DataError
@@ -71,10 +73,16 @@ class Sample:
     size: int = SAMPLE
     chunks: list[Chunk] = field(default_factory=list)
 
+    @property
+    def bound(self) -> str:
+        """Only chunks with smaller point IDs would be kept."""
+        return self.chunks[-1].point_id if len(self.chunks) == self.size else "~"
+
     def offer(self, chunks: Iterable[Chunk]) -> None:
         """Keep the smallest of those already kept and `chunks`."""
         known = {id(chunk) for chunk in self.chunks}
-        smallest = heapq.nsmallest(self.size, [*self.chunks, *chunks], key=lambda chunk: chunk.point_id)
+        fitting = [chunk for chunk in chunks if chunk.point_id < self.bound]
+        smallest = heapq.nsmallest(self.size, [*self.chunks, *fitting], key=lambda chunk: chunk.point_id)
         # A row of an array keeps its whole batch in memory: what stays gets a vector of its own.
         self.chunks = [
             chunk if id(chunk) in known else chunk._replace(vector=chunk.vector.copy()) for chunk in smallest
@@ -136,17 +144,19 @@ def survey(
             )
         dimension = found
         known = read_videos(shard, members)
-        hashes = {video_id: _hash_of(video) for video_id, video in known.items()}
-        counts = dict.fromkeys(known, 0)
-        for chunks in read_chunks(shard.embeddings, known, batch_size):
-            _check_vectors(shard.embeddings, chunks, unit_length)
-            for chunk in chunks:
-                _update(hashes[chunk.video_id], chunk)
-                counts[chunk.video_id] += 1
-            sample.offer(chunks)
-        for video_id, count in counts.items():
-            if count:
-                videos[video_id] = Video(shard.shard, known[video_id].fields, hashes[video_id].hexdigest(), count)
+        hashes = {video_id: _Hash(video) for video_id, video in known.items()}
+        for batch in _read_batches(shard.embeddings, known, batch_size):
+            _check_vectors(shard.embeddings, batch, unit_length)
+            columns, first = _hashed_columns(batch), 0
+            for video_id, rows in groupby(batch.column("video_id").to_pylist()):
+                count = sum(1 for _ in rows)
+                hashes[video_id].update(columns, slice(first, first + count))
+                first += count
+            small = pc.less(batch.column("point_id"), sample.bound)
+            sample.offer(_chunks(batch.filter(small)))
+        for video_id, seen in hashes.items():
+            if seen.points:
+                videos[video_id] = Video(shard.shard, known[video_id].fields, seen.fingerprint(), seen.points)
     return Survey(videos, dimension, sample)
 
 
@@ -174,14 +184,8 @@ def read_videos(shard: ShardTables, members: Mapping[str, str]) -> dict[str, Vid
 
 def read_chunks(path: Path, videos: Mapping[str, Any], batch_size: int) -> Iterator[list[Chunk]]:
     """Chunks of the given videos, at most `batch_size` at a time, in the table's order."""
-    with _open(path) as file:
-        try:
-            for batch in file.iter_batches(batch_size, use_threads=False):  # threads take twice the time
-                chunks = _chunks(batch, videos)
-                if chunks:
-                    yield chunks
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{path} is damaged ({error}): delete it and run snakemake again") from error
+    for batch in _read_batches(path, videos, batch_size):
+        yield _chunks(batch)
 
 
 def as_points(chunks: list[Chunk], videos: Mapping[str, Video]) -> Points:
@@ -222,32 +226,81 @@ def _open(path: Path) -> pq.ParquetFile:
         raise DataError(f"{path} is damaged ({error}): delete it and run snakemake again") from error
 
 
-def _chunks(batch: pa.RecordBatch, videos: Mapping[str, Any]) -> list[Chunk]:
+def _read_batches(path: Path, videos: Mapping[str, Any], batch_size: int) -> Iterator[pa.RecordBatch]:
+    """Rows of the given videos, at most `batch_size` at a time, in the table's order."""
+    listed = pa.array(list(videos), pa.string())
+    with _open(path) as file:
+        try:
+            for batch in file.iter_batches(batch_size, use_threads=False):  # threads take twice the time
+                found = batch.filter(pc.is_in(batch.column("video_id"), listed))
+                if len(found):
+                    yield found
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{path} is damaged ({error}): delete it and run snakemake again") from error
+
+
+def _vectors(batch: pa.RecordBatch) -> np.ndarray:
+    """The batch's vectors, (n, d) float32, in its memory."""
     embedding = batch.column("embedding")
-    vectors = embedding.flatten().to_numpy(zero_copy_only=True).reshape(len(batch), embedding.type.list_size)
+    return embedding.flatten().to_numpy(zero_copy_only=True).reshape(len(batch), embedding.type.list_size)
+
+
+def _chunks(batch: pa.RecordBatch) -> list[Chunk]:
     columns = [batch.column(name).to_pylist() for name in ("point_id", "video_id", "chunk", "start", "end", "text")]
-    return [Chunk(*row) for row in zip(*columns, vectors, strict=True) if row[1] in videos]
+    return [Chunk(*row) for row in zip(*columns, _vectors(batch), strict=True)]
 
 
-def _hash_of(video: Video) -> Any:
-    fixed = json.dumps([VERSION, video.fields], sort_keys=True, ensure_ascii=False)
-    return hashlib.blake2b(fixed.encode(), digest_size=FINGERPRINT_BYTES)
+class _Hash:
+    """Fingerprint of one video's points, taken column by column: much faster than row by row."""
+
+    def __init__(self, video: Video):
+        self._fields = json.dumps([VERSION, video.fields], sort_keys=True, ensure_ascii=False)
+        self._columns = [hashlib.blake2b() for _ in HASHED]
+        self.points = 0
+
+    def update(self, columns: list[Callable[[slice], Any]], rows: slice) -> None:
+        """Add some of a batch's rows, whose columns give their bytes."""
+        for known, column in zip(self._columns, columns, strict=True):
+            known.update(column(rows))
+        self.points += rows.stop - rows.start
+
+    def fingerprint(self) -> str:
+        """The same for the same rows, however they came in batches."""
+        whole = hashlib.blake2b(self._fields.encode(), digest_size=FINGERPRINT_BYTES)
+        for known in self._columns:
+            whole.update(known.digest())
+        return whole.hexdigest()
 
 
-def _update(known: Any, chunk: Chunk) -> None:
-    row = f"\0{chunk.point_id}\0{chunk.chunk}\0{chunk.start!r}\0{chunk.end!r}\0{len(chunk.text)}\0{chunk.text}\0"
-    known.update(row.encode())
-    known.update(np.ascontiguousarray(chunk.vector))
+HASHED = ("numbers", "point_id", "text", "vectors")
 
 
-def _check_vectors(path: Path, chunks: list[Chunk], unit_length: bool) -> None:
-    lengths = np.linalg.norm(np.stack([chunk.vector for chunk in chunks]), axis=1)
+def _hashed_columns(batch: pa.RecordBatch) -> list[Callable[[slice], Any]]:
+    """Functions that give the bytes of some rows, one for each of `HASHED`."""
+    (ids, id_lengths), (texts, text_lengths) = _strings(batch.column("point_id")), _strings(batch.column("text"))
+    numbers = [batch.column(name).to_numpy() for name in ("chunk", "start", "end")]
+    table = np.column_stack([*numbers, id_lengths, text_lengths]).astype(np.float64)
+    vectors = _vectors(batch)
+    return [table.__getitem__, ids, texts, vectors.__getitem__]
+
+
+def _strings(column: pa.Array) -> tuple[Callable[[slice], memoryview], np.ndarray]:
+    """A function that gives the joined bytes of some of a column's strings, and the length of each."""
+    _, places, data = column.buffers()
+    offsets = np.frombuffer(places, np.int32)[column.offset : column.offset + len(column) + 1]
+    content = memoryview(data) if data else memoryview(b"")
+    return lambda rows: content[offsets[rows.start] : offsets[rows.stop]], np.diff(offsets)
+
+
+def _check_vectors(path: Path, batch: pa.RecordBatch, unit_length: bool) -> None:
+    vectors = _vectors(batch)
+    lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
     bad = ~np.isfinite(lengths) | (lengths == 0)
     if unit_length:
         bad |= np.abs(lengths - 1) > UNIT_TOLERANCE
     if bad.any():
         index = int(np.argmax(bad))
-        chunk = chunks[index]
+        (chunk,) = _chunks(batch.slice(index, 1))
         raise DataError(
             f"{path}: chunk {chunk.chunk} of video {chunk.video_id} has a vector that cannot be searched (length "
             f"{lengths[index]:.6g}, not {'1' if unit_length else 'finite and above 0'}): delete the file and run again"
