@@ -1,14 +1,16 @@
 """What a load costs: time, memory, disk, and what a search costs afterwards.
 
-Embedded (Qdrant Edge) at each of `--points`, qdrant-client's local mode at each of `--local`, and the client's side of
-an upload to a server, gRPC and REST, at `--client` points. Every figure comes from a process of its own; tables are
-made by corpus.py and kept below `--work` for the next time. Prints the tables of load.md.
+Embedded (Qdrant Edge) at each of `--points`, qdrant-client's local mode at each of `--local` (the same load with its
+verification, and the loop that one would write by hand), and the client's side of an upload to a server, gRPC and REST,
+at `--client` points. Every figure comes from a process of its own; tables are made by corpus.py and kept below `--work`
+for the next time. Prints the tables of load.md.
 
     python benchmarks/load.py --points 10000 100000 300000 1000000 --local 10000 100000 --work /tmp/load
 """
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -23,9 +25,11 @@ from typing import Any
 
 import grpc
 import numpy as np
+import psutil
 import pyarrow as pa
+import pyarrow.parquet as pq
 from corpus import MODEL, videos, write_corpus
-from qdrant_client import QdrantClient
+from qdrant_client import QdrantClient, models
 from qdrant_client.grpc import PointsOperationResponse, UpdateResult, UpdateStatus
 
 from cuepoint.layout import Layout
@@ -62,7 +66,7 @@ def tables(results: Path) -> tuple[list[ShardTables], dict[str, str]]:
 
 
 class Memory:
-    """Peak memory of this process, sampled: what it allocated, without the pages of mapped files."""
+    """Peak memory of this process and those it started, sampled: what they allocated, without mapped files."""
 
     def __init__(self) -> None:
         self.peak = 0
@@ -76,31 +80,40 @@ class Memory:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        self.peak = max(self.peak, allocated())
+        self._look()
 
     def _watch(self) -> None:
         while not self._stop.wait(0.1):
-            self.peak = max(self.peak, allocated())
+            self._look()
+
+    def _look(self) -> None:
+        this = psutil.Process()
+        self.peak = max(self.peak, sum(map(allocated, [this, *this.children(recursive=True)])))
 
 
-def allocated() -> int:
-    """Bytes that this process has allocated now."""
-    status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon:"))
+def allocated(process: psutil.Process) -> int:
+    """Bytes of memory that a process has to itself; 0 when it has just ended."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, float]:
-    """Seconds that a call took, by the clock and of the processor (all threads)."""
-    start, busy = time.perf_counter(), time.process_time()
+    """Seconds that a call took, by the clock and of the processor (all threads, and processes that have ended)."""
+    start, busy = time.perf_counter(), sum(os.times()[:4])
     work()
-    return time.perf_counter() - start, time.process_time() - busy
+    return time.perf_counter() - start, sum(os.times()[:4]) - busy
 
 
 def measure_loads(results: Path, local: bool) -> dict[str, Any]:
     """First load, a load without a change, and one after 1 % of the videos changed."""
-    settings = load_settings({"results": str(results)})
+    # Local mode builds no index: the load must not wait for one.
+    settings = load_settings({"results": str(results), "qdrant": {"indexing_threshold": 0} if local else {}})
     layout = Layout(results)
     place = results / "qdrant" / ("local" if local else "edge")
+    shutil.rmtree(place, ignore_errors=True)
     store: Store = (
         ServerStore(QdrantClient(path=str(place)), settings.qdrant) if local else open_store(settings, layout)
     )
@@ -126,6 +139,40 @@ def measure_loads(results: Path, local: bool) -> dict[str, Any]:
         "disk": disk,
         "same": same,
         "changed": changed,
+    }
+
+
+def measure_plain(results: Path) -> dict[str, Any]:
+    """What one writes by hand for local mode: the tables' rows, with the same payload, upserted in batches."""
+    place = results / "qdrant" / "plain"
+    shutil.rmtree(place, ignore_errors=True)
+    shards, _ = tables(results)
+
+    def upload() -> None:
+        client = QdrantClient(path=str(place))
+        vectors = models.VectorParams(size=384, distance=models.Distance.COSINE)
+        client.create_collection("plain", vectors_config=vectors)
+        for shard in shards:
+            videos = {row["video_id"]: row for row in read_table(shard.videos).to_pylist()}
+            for batch in pq.ParquetFile(shard.embeddings).iter_batches(1000):
+                points = [
+                    models.PointStruct(id=row["point_id"], vector=row["embedding"], payload=described(row, videos))
+                    for row in batch.to_pylist()
+                ]
+                client.upsert("plain", points)
+        client.close()
+
+    return {"load": timed(upload)}
+
+
+def described(row: dict[str, Any], videos: dict[str, Any]) -> dict[str, Any]:
+    """Payload of a table's row."""
+    video = videos[row["video_id"]]
+    return {
+        **{name: row[name] for name in ("video_id", "chunk", "start", "end", "text")},
+        **{name: video[name] for name in ("title", "channel", "channel_id", "language")},
+        "upload_date": str(video["upload_date"]),
+        "url": f"{video['url']}&t={int(row['start'])}s",
     }
 
 
@@ -257,9 +304,8 @@ def alone(measure: str, results: Path, *options: str) -> dict[str, Any]:
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
-def row(points: int, results: Path, *options: str) -> str:
+def row(points: int, load: dict[str, Any], search: dict[str, Any]) -> str:
     """One line of the table of loads."""
-    load, search = alone("loads", results, *options), alone("search", results, *options)
     cells = [
         f"{points:,}",
         seconds(load["load"]),
@@ -288,7 +334,7 @@ def main() -> None:
     parser.add_argument("--local", type=int, nargs="*", default=[], help="sizes for qdrant-client's local mode")
     parser.add_argument("--client", type=int, default=0, help="points to upload over gRPC and REST")
     parser.add_argument("--work", type=Path, required=True, help="where tables and collections are put")
-    parser.add_argument("--measure", choices=["loads", "search", "grpc", "rest"], help=argparse.SUPPRESS)
+    parser.add_argument("--measure", choices=["loads", "plain", "search", "grpc", "rest"], help=argparse.SUPPRESS)
     parser.add_argument("--mode", choices=["edge", "local"], default="edge", help=argparse.SUPPRESS)
     parser.add_argument("--serve", choices=["grpc", "rest"], help=argparse.SUPPRESS)
     if "--serve" in sys.argv:
@@ -299,6 +345,8 @@ def main() -> None:
     match chosen.measure:
         case "loads":
             print(json.dumps(measure_loads(chosen.work, local)))
+        case "plain":
+            print(json.dumps(measure_plain(chosen.work)))
         case "search":
             print(json.dumps(measure_search(chosen.work, local)))
         case "grpc" | "rest":
@@ -312,11 +360,22 @@ def report(chosen: argparse.Namespace) -> None:
     heading = (
         "points | first load | memory | disk | no change | 1 % changed | open and first query | query p50 / p99 | "
     )
+    first: dict[tuple[str, int], float] = {}
     for mode, sizes in (("edge", chosen.points), ("local", chosen.local)):
         if sizes:
             print(f"\n{mode}\n\n| {heading}filtered p50 / p99 |\n|{'---|' * 9}", flush=True)
         for points in sizes:
-            print(row(points, corpus(chosen.work, points), "--mode", mode), flush=True)
+            results = corpus(chosen.work, points)
+            load, search = (alone(measure, results, "--mode", mode) for measure in ("loads", "search"))
+            print(row(points, load, search), flush=True)
+            first[mode, points] = load["load"][0]
+    if chosen.local:
+        print("\n| points | embedded | local mode, the same load | local mode, a plain loop |\n|---|---|---|---|")
+    for points in chosen.local:
+        sides = [first["local", points], alone("plain", corpus(chosen.work, points))["load"][0]]
+        ours = first.get(("edge", points))
+        times = [f"{took:.1f} s" + (f" ({took / ours:.1f}x)" if ours else "") for took in sides]
+        print(f"| {points:,} | {f'{ours:.1f} s' if ours else ''} | {' | '.join(times)} |", flush=True)
     if chosen.client:
         results = corpus(chosen.work, chosen.client)
         print("\n| upload | CPU of the client per 10,000 points | bytes per point |\n|---|---|---|")

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from http import HTTPStatus
 from itertools import islice
 from typing import Any
@@ -39,13 +38,35 @@ _BACK_OFF = wait_random_exponential(max=30)
 _Errors = (grpc.RpcError, ApiException, ResourceExhaustedResponse)
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask of a collection: a server in strict mode refuses more."""
+
+    read: int = NO_LIMIT  # points or values in an answer
+    write: int = NO_LIMIT  # points in an upload
+    condition: int = NO_LIMIT  # values in a condition of a filter
+    exact: bool = True  # requests that bypass the index or count exactly
+
+
+def _limits(strict: models.StrictModeConfig | None) -> Limits:
+    if strict is None or not strict.enabled:
+        return Limits()
+    return Limits(
+        read=strict.max_query_limit or NO_LIMIT,
+        write=strict.upsert_max_batchsize or NO_LIMIT,
+        condition=strict.condition_max_size or NO_LIMIT,
+        exact=strict.search_allow_exact is not False,
+    )
+
+
 class ServerCollection:
     """One collection of a server."""
 
-    def __init__(self, server: "ServerStore", name: str):
+    def __init__(self, server: "ServerStore", name: str, limits: Limits | None = None):
         self._ask = server.ask
         self._client = server.client
         self._name = name
+        self._limits = limits or Limits()
 
     def provenance(self) -> dict[str, Any]:
         """What the collection was made with; servers before 1.16 do not keep it."""
@@ -130,31 +151,6 @@ class ServerCollection:
             if offset is None:
                 return
 
-    @cached_property
-    def _limits(self) -> "_Limits":
-        return _limits(self._ask(self._client.get_collection, self._name).config.strict_mode_config)
-
-
-@dataclass(frozen=True)
-class _Limits:
-    """What one request may ask of a collection: a server in strict mode refuses more."""
-
-    read: int = NO_LIMIT  # points or values in an answer
-    write: int = NO_LIMIT  # points in an upload
-    condition: int = NO_LIMIT  # values in a condition of a filter
-    exact: bool = True  # requests that bypass the index or count exactly
-
-
-def _limits(strict: models.StrictModeConfig | None) -> _Limits:
-    if strict is None or not strict.enabled:
-        return _Limits()
-    return _Limits(
-        read=strict.max_query_limit or NO_LIMIT,
-        write=strict.upsert_max_batchsize or NO_LIMIT,
-        condition=strict.condition_max_size or NO_LIMIT,
-        exact=strict.search_allow_exact is not False,
-    )
-
 
 class ServerStore:
     """A server, or qdrant-client's local mode, which has the same calls."""
@@ -184,7 +180,7 @@ class ServerStore:
     @contextmanager
     def read(self, collection: str) -> Iterator[ServerCollection | None]:
         """An existing collection."""
-        yield ServerCollection(self, collection) if self.ask(self.client.collection_exists, collection) else None
+        yield self._open(collection) if self.ask(self.client.collection_exists, collection) else None
 
     @contextmanager
     def write(
@@ -196,7 +192,7 @@ class ServerStore:
             self._create(shape)
         self._check_shape(shape)
         self._create_payload_indexes(shape.name)
-        yield ServerCollection(self, shape.name)
+        yield self._open(shape.name)
 
     def publish(self, names: Sequence[str], collection: str) -> None:
         """Let the server build its index as the settings say, wait for it, then move all aliases in one call."""
@@ -224,6 +220,11 @@ class ServerStore:
         for each in dropped:
             self.ask(self.client.delete_collection, each)
         return dropped
+
+    def _open(self, name: str) -> ServerCollection:
+        return ServerCollection(
+            self, name, _limits(self.ask(self.client.get_collection, name).config.strict_mode_config)
+        )
 
     def _aliases(self) -> dict[str, str]:
         return {each.alias_name: each.collection_name for each in self.ask(self.client.get_aliases).aliases}
