@@ -1,8 +1,7 @@
 """Loading into Qdrant: the same promises for a directory (Edge) and for a server.
 
-For the server stands `wire_qdrant`: qdrant-client's local mode behind Qdrant's own gRPC protocol, because no server can
-be had from a package registry. With QDRANT_URL set the same tests also run against a real one. Refusals that it cannot
-give (no room, no time) come from a service that answers everything with one status.
+For the server stands `wire_qdrant`: qdrant-client's local mode behind Qdrant's own protocols, gRPC and REST, because no
+server can be had from a package registry. With QDRANT_URL set the same tests also run against a real one.
 """
 
 import functools
@@ -11,26 +10,28 @@ import signal
 import subprocess
 import sys
 import uuid
-from concurrent import futures
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import date
 from pathlib import Path
 
 import grpc
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 from qdrant_client import QdrantClient, models
-from wire_qdrant import WireQdrant
+from wire_qdrant import Refused, WireQdrant
 
 from cuepoint import qdrant
 from cuepoint.errors import CuepointError, DataError, EnvironmentFault
 from cuepoint.layout import Layout
 from cuepoint.qdrant import edge as edge_module
+from cuepoint.qdrant import server as server_module
 from cuepoint.qdrant.collection import Filters, Shape
 from cuepoint.qdrant.edge import EdgeCollection, EdgeStore
+from cuepoint.qdrant.edge_writers import Writers
 from cuepoint.qdrant.load import load_collection
-from cuepoint.qdrant.points import ShardTables, link_at
+from cuepoint.qdrant.points import Points, ShardTables, link_at
 from cuepoint.qdrant.server import ServerStore, connect, is_published
 from cuepoint.settings import load_settings
 from cuepoint.tables import VIDEOS, embeddings_schema, write_table
@@ -40,7 +41,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect",
 DIMENSION = 16
 MODEL = "all-MiniLM-L6-v2"
 OTHER = "bge-small-en-v1.5"
-PLACES = ["edge", "wire", *(["server"] if os.environ.get("QDRANT_URL") else [])]
+PROTOCOLS = ["grpc", "rest"]
+PLACES = ["edge", *PROTOCOLS, *(["server"] if os.environ.get("QDRANT_URL") else [])]
 
 
 class Corpus:
@@ -131,8 +133,8 @@ def place(request, tmp_path):
     """Makes a store; those made by one test share what they hold, as two runs of a program do."""
     if request.param == "edge":
         yield lambda: EdgeStore(tmp_path / "edge")
-    elif request.param == "wire":
-        wire = WireQdrant()
+    elif request.param in PROTOCOLS:
+        wire = WireQdrant(request.param)
         settings = load_settings({"qdrant": wire.settings()}).qdrant
         yield lambda: ServerStore(connect(settings), settings)
         wire.stop()
@@ -253,6 +255,16 @@ def test_unlisted_videos_go_but_not_many_at_once_without_being_told(corpus):
     corpus.change(allow_shrink=True)
     corpus.load()
     assert sorted(corpus.texts()) == ["c", "d", "e"]
+
+
+def test_a_single_video_may_always_go(corpus):
+    for shard, videos in (("00000", {"a": ["a zero"], "b": ["b zero"]}), ("00001", {"c": ["c zero"]})):
+        corpus.write(shard, videos)
+    for video_id in "def":
+        del corpus.members[video_id]
+    corpus.load()
+    del corpus.members["c"]
+    assert corpus.load().videos_removed == 1, "though it is a third of all"
 
 
 def test_a_listed_video_that_no_longer_ends_well_goes_too(corpus):
@@ -499,6 +511,81 @@ def test_a_killed_load_leaves_the_old_state_and_no_rubbish_after_the_next(edge):
     assert sorted(path.name for path in edge.store.directory.iterdir() if path.is_dir()) == [f"{name}.2"]
 
 
+@pytest.fixture
+def large(edge, monkeypatch):
+    """An embedded collection that counts as large: several processes write it."""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one core: nothing to share out")
+    monkeypatch.setattr(edge_module, "MANY_POINTS", 1)
+    edge.change(qdrant={"batch_size": 2})
+    edge.write("00001", {name: [f"{name} zero", f"{name} one", f"{name} two"] for name in "cdefgh"})
+    return edge
+
+
+def test_a_large_collection_is_written_by_several_processes_and_is_one_all_the_same(large):
+    receipt = large.load()
+    (generation,) = large.store.directory.glob("*.1")
+    assert len(list((generation / "segments").iterdir())) == 2
+    assert not list(generation.glob("part-*"))
+    assert large.texts()["c"] == ["c zero", "c one", "c two"]
+    assert (receipt.points, receipt.verified.points_compared) == (22, 22)
+    # Changes find their points in whichever part they are.
+    large.write("00001", {name: [f"{name} zero", f"{name} other"] for name in "cdefgh"})
+    del large.members["b"]
+    assert large.load().points == 15
+    assert large.texts() == {"a": ["a zero", "a one", "a two"], **{n: [f"{n} zero", f"{n} other"] for n in "cdefgh"}}
+
+
+def test_a_writer_that_dies_fails_the_load_and_the_next_one_goes_on(large, monkeypatch):
+    write = Writers.write
+
+    def kill_one(self, points):
+        self._processes[1].kill()
+        self._processes[1].wait()
+        write(self, points)
+
+    monkeypatch.setattr(Writers, "write", kill_one)
+    with pytest.raises(EnvironmentFault, match=r"ended by signal 9: look whether memory or disk ran out"):
+        large.load()
+    assert large.store.published("cuepoint") is None
+    monkeypatch.undo()
+    large.load()
+    assert large.texts()["c"] == ["c zero", "c one", "c two"]
+
+
+def test_what_the_engine_says_in_a_writer_is_told(large, monkeypatch):
+    monkeypatch.setattr(Writers, "write", _write_short)
+    with pytest.raises(DataError, match=r"is no collection that this version can use \(.*[Vv]ector"):
+        large.load()
+    assert not list(large.store.directory.glob(".*.building"))
+
+
+def _write_short(self, points):
+    self._send(self._processes[0], Points(points.ids, points.vectors[:, :3].copy(), points.payloads))
+
+
+def test_writers_end_with_the_process_that_started_them(large):
+    pid = os.fork()
+    if pid == 0:
+        write = Writers.write
+
+        def die(self, points):
+            write(self, points)
+            Path(large.layout.results / "pids").write_text(" ".join(str(each.pid) for each in self._processes))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        Writers.write = die
+        large.load()
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+    for writer in (large.layout.results / "pids").read_text().split():
+        psutil.wait_procs([psutil.Process(int(writer))] if psutil.pid_exists(int(writer)) else [], timeout=60)
+        assert not psutil.pid_exists(int(writer)) or psutil.Process(int(writer)).status() == psutil.STATUS_ZOMBIE
+    large.load()
+    assert large.texts()["c"] == ["c zero", "c one", "c two"]
+    assert not list(large.store.directory.glob(".*.building"))
+
+
 def test_deleted_points_do_not_pile_up(edge, monkeypatch):
     built = []
     create = edge_module._create
@@ -529,44 +616,180 @@ def test_a_damaged_directory_is_named_with_the_mend(edge):
         edge.load()
 
 
-def test_a_first_load_is_indexed_once_it_is_complete(tmp_path, monkeypatch):
-    wire = WireQdrant(api_key="sesame")
+@pytest.fixture(params=PROTOCOLS)
+def start(request):
+    """Starts servers; gives each with a corpus that is loaded into it."""
+    started = []
+
+    def start(results, settings=(), **options):
+        wire = WireQdrant(request.param, **options)
+        started.append(wire)
+        corpus = Corpus(results, None, qdrant=wire.settings(**dict(settings)))
+        corpus.store = qdrant.open_store(corpus.settings, corpus.layout)
+        corpus.write("00000", {"a": ["a zero", "a one", "a two"], "b": ["b zero"]})
+        return wire.qdrant, corpus
+
+    yield start
+    for wire in started:
+        wire.stop()
+
+
+def test_a_first_load_is_indexed_once_it_is_complete(tmp_path, start, monkeypatch):
     monkeypatch.setenv("CUEPOINT_TEST_KEY", "sesame")
-    settings = wire.settings(api_key_env="CUEPOINT_TEST_KEY", quantization="scalar", indexing_threshold=5000)
-    corpus = Corpus(tmp_path, None, qdrant=settings)
-    corpus.store = ServerStore(connect(corpus.settings.qdrant), corpus.settings.qdrant)
-    corpus.write("00000", {"a": ["a zero"]})
+    settings = {"api_key_env": "CUEPOINT_TEST_KEY", "indexing_threshold": 5000, "batch_size": 2}
+    server, corpus = start(tmp_path, settings, api_key="sesame")
     assert not qdrant.present(corpus.settings, corpus.layout, MODEL)
     corpus.load()
     assert qdrant.present(corpus.settings, corpus.layout, MODEL)
-    created, tuned, aliased = wire.asked
-    assert created.optimizers_config.indexing_threshold == 0
-    assert created.quantization_config.HasField("scalar")
-    assert wire.indexed == {"video_id", "fingerprint", "channel", "channel_id", "language", "upload_date"}
-    assert tuned.optimizers_config.indexing_threshold == 5000
-    assert [action.WhichOneof("action") for action in aliased.actions] == ["create_alias"] * 2
-    wire.asked.clear()
+    assert [name for name, _ in server.changes] == ["create", *["index"] * 6, "upsert", "upsert", "update", "move"]
+    assert {asked for name, asked in server.changes if name == "index"} == {
+        *((key, "keyword") for key in ("video_id", "fingerprint", "channel", "channel_id", "language")),
+        ("upload_date", "datetime"),
+    }
+    asked = dict(server.changes)
+    assert asked["create"].optimizers_config.indexing_threshold == 0
+    assert asked["update"].optimizers_config.indexing_threshold == 5000
+    assert all(isinstance(action, models.CreateAliasOperation) for action in asked["move"])
+    server.changes.clear()
     corpus.write("00000", {"a": ["a zero"]}, chunking={"target_tokens": 99})
     corpus.load()
-    moves = wire.asked[-1].actions
-    assert [action.WhichOneof("action") for action in moves] == ["delete_alias", "create_alias"] * 2
-    wire.stop()
+    moves = [type(action).__name__ for action in dict(server.changes)["move"]]
+    assert moves == ["DeleteAliasOperation", "CreateAliasOperation"] * 2, "in one request"
 
 
-def test_a_wrong_key_and_an_old_server_are_said(tmp_path, monkeypatch):
-    wire = WireQdrant(api_key="sesame", version="1.9.2")
-    settings = load_settings({"qdrant": wire.settings()}).qdrant
-    monkeypatch.setenv("QDRANT_API_KEY", "open")
-    with pytest.raises(EnvironmentFault, match="refuses the API key in the environment variable QDRANT_API_KEY"):
-        ServerStore(connect(settings), settings).published("cuepoint")
+def test_every_setting_reaches_the_server(tmp_path, start):
+    settings = {
+        "distance": "Dot",
+        "hnsw_m": 24,
+        "hnsw_ef_construct": 77,
+        "indexing_threshold": 1234,
+        "quantization": "binary",
+        "vectors_on_disk": True,
+        "payload_on_disk": False,
+        "shard_number": 3,
+        "replication_factor": 2,
+    }
+    server, corpus = start(tmp_path, settings)
+    corpus.load()
+    asked = dict(server.changes)
+    created, tuned = asked["create"], asked["update"]
+    assert (created.vectors.size, created.vectors.distance, created.vectors.on_disk) == (DIMENSION, "Dot", True)
+    assert (created.hnsw_config.m, created.hnsw_config.ef_construct) == (24, 77)
+    assert created.quantization_config.binary.always_ram
+    assert (created.on_disk_payload, created.shard_number, created.replication_factor) == (False, 3, 2)
+    assert created.metadata == {"cuepoint": {"settings": {}, "revision": "1"}}
+    # The same again, for a collection that is there already.
+    assert tuned.vectors[""].on_disk
+    assert (tuned.hnsw_config.m, tuned.hnsw_config.ef_construct) == (24, 77)
+    assert tuned.optimizers_config.indexing_threshold == 1234
+    assert tuned.quantization_config.binary.always_ram
+    assert tuned.params.on_disk_payload is False
+    server.changes.clear()
+    corpus.change(qdrant=corpus.settings.qdrant.model_dump() | {"quantization": "scalar"})
+    corpus.load(store=qdrant.open_store(corpus.settings, corpus.layout))
+    assert dict(server.changes)["update"].quantization_config.scalar.type == models.ScalarType.INT8
+
+
+def test_the_alias_moves_when_the_index_is_built(tmp_path, start, monkeypatch):
+    looks = []
+    monkeypatch.setattr(server_module.time, "sleep", lambda _: looks.append(len(server.changes)))
+    server, corpus = start(tmp_path, {"indexing_threshold": 1})
+    grown = {"points_count": 10_000, "status": models.CollectionStatus.GREEN, "indexed_vectors_count": 0}
+    building = [grown | {"status": models.CollectionStatus.YELLOW, "indexed_vectors_count": n} for n in (0, 4, 9, 9, 9)]
+    # It says green before it has begun, as servers do.
+    server.states = [grown, *building, *[grown | {"indexed_vectors_count": 10}] * 5]
+    corpus.load()
+    assert len(looks) >= 8
+    assert server.changes[looks[-1] - 1][0] == "update", "after the last look only the alias moves"
+    assert server.changes[looks[-1] :] == [server.changes[-1]]
+    server.states = [grown | {"optimizer_status": models.OptimizersStatusOneOf1(error="no memory")}]
+    with pytest.raises(EnvironmentFault, match=r"cannot index .*no memory"):
+        corpus.load()
+
+
+@pytest.mark.parametrize(
+    "strict",
+    [
+        {"max_query_limit": 3},
+        {"upsert_max_batchsize": 2},
+        {"condition_max_size": 1},
+        {"search_allow_exact": False},
+        {"max_query_limit": 2, "upsert_max_batchsize": 1, "condition_max_size": 2, "search_allow_exact": False},
+    ],
+)
+def test_a_server_in_strict_mode_is_asked_for_no_more_than_it_allows(tmp_path, start, strict):
+    strict = models.StrictModeConfigOutput(enabled=True, **strict)
+    server, corpus = start(tmp_path, strict=strict)
+    corpus.write("00001", {name: [f"{name} zero"] for name in "cdefghij"})
+    corpus.load()
+    corpus.write("00000", {"a": ["other"], "b": ["b zero", "b one"]})
+    del corpus.members["i"], corpus.members["j"]
+    receipt = corpus.load()
+    assert (receipt.videos_written, receipt.videos_removed, receipt.verified.points_compared) == (2, 2, 9)
+    with corpus.store.read(receipt.collection) as collection:
+        assert collection.counts("video_id") == {"a": 1, "b": 2, **dict.fromkeys("cdefgh", 1)}
+        assert collection.counts("channel") == {"Channel 0": 4, "Channel 1": 5}
+    # Refused only while strict mode is on.
+    server.strict = strict.model_copy(update={"enabled": False})
+    with pytest.raises(DataError, match="Limit exceeded"):
+        corpus.write("00000", {name: ["zero", "one", "two", "three"] for name in "abk"})
+        corpus.load()
+
+
+def test_a_server_that_stops_at_any_moment_ends_in_the_same_state(tmp_path, start):
+    def change(corpus):
+        corpus.write("00000", {"a": ["other"], "b": ["b zero", "b one"]}, chunking={"target_tokens": 99})
+        corpus.write("00001", {name: [name] for name in "cdef"}, chunking={"target_tokens": 99})
+
+    def change_again(corpus):
+        corpus.write("00000", {"a": ["once more"], "b": ["b zero"]}, chunking={"target_tokens": 99})
+        del corpus.members["f"]
+
+    server, corpus = start(tmp_path, {"batch_size": 2})
+    corpus.write("00001", {name: [name] for name in "cdef"})
+    for step in (lambda _: None, change, change_again):
+        step(corpus)
+        kept = corpus.texts() if corpus.store.published("cuepoint") else None
+        new_collection = step is not change_again
+        for moment in range(100):  # a load takes some twenty changes
+            server.stops_after = moment
+            with suppress(EnvironmentFault):
+                corpus.load()
+                break
+            server.stops_after = None
+            if new_collection and kept and server.changes[-1][0] not in {"move", "drop"}:
+                assert corpus.texts() == kept, f"readers see the old collection after {moment} changes"
+        else:
+            pytest.fail("the load never came to its end")
+        server.stops_after = None
+        assert corpus.load().videos_written == 0
+    assert corpus.texts() == {"a": ["once more"], "b": ["b zero"], **{name: [name] for name in "cde"}}
+    assert len(server.local.get_collections().collections) == 1
+
+
+def test_a_collection_that_was_deleted_from_a_server_is_noticed_and_loaded_again(tmp_path, start):
+    server, corpus = start(tmp_path)
+    server.local.delete_collection(corpus.load().collection)
+    assert not qdrant.present(corpus.settings, corpus.layout, MODEL)
+    corpus.load()
+    assert qdrant.present(corpus.settings, corpus.layout, MODEL)
+    assert corpus.texts()["b"] == ["b zero"]
+
+
+def test_a_wrong_key_and_an_old_server_are_said(tmp_path, start, monkeypatch):
+    server, corpus = start(tmp_path, api_key="sesame", version="1.9.2")
+    for key, told in (("", "wants an API key: set the environment variable"), ("open", "refuses the API key in the")):
+        monkeypatch.setenv("QDRANT_API_KEY", key)
+        with pytest.raises(EnvironmentFault, match=f"{told} .*QDRANT_API_KEY"):
+            corpus.load(store=qdrant.open_store(corpus.settings, corpus.layout))
     monkeypatch.setenv("QDRANT_API_KEY", "sesame")
-    store = ServerStore(connect(settings), settings)
-    with (
-        pytest.raises(EnvironmentFault, match=r"has version 1.9.2: 1.12 or newer is needed"),
-        store.write(Shape("cuepoint-m-00000000", DIMENSION, "Cosine", {})),
-    ):
-        pytest.fail("must not be opened")
-    wire.stop()
+    corpus.store = qdrant.open_store(corpus.settings, corpus.layout)
+    with pytest.raises(EnvironmentFault, match=r"has version 1.9.2: 1.12 or newer is needed"):
+        corpus.load()
+    assert not server.changes
+    server.version = "1.12.0"
+    corpus.load()
+    assert corpus.texts()["b"] == ["b zero"]
 
 
 def test_a_collection_of_somebody_else_is_not_written_to():
@@ -579,56 +802,49 @@ def test_a_collection_of_somebody_else_is_not_written_to():
         pytest.fail("must not be opened")
 
 
-class Refusing(grpc.GenericRpcHandler):
-    """A gRPC service that answers every request with the same status."""
-
-    def __init__(self, code, details):
-        self.code, self.details, self.asked = code, details, 0
-
-    def service(self, call):
-        def refuse(request, context):
-            self.asked += 1
-            context.abort(self.code, self.details)
-
-        return grpc.unary_unary_rpc_method_handler(refuse)
-
-
-@pytest.fixture
-def refusing():
-    """Starts a refusing server; gives it and settings that name it."""
-    started = []
-
-    def start(code, details, **settings):
-        handler = Refusing(code, details)
-        server = grpc.server(futures.ThreadPoolExecutor(1), handlers=[handler])
-        port = server.add_insecure_port("127.0.0.1:0")
-        server.start()
-        started.append(server)
-        named = {"location": "http://127.0.0.1:1", "grpc_port": port, "attempts": 2, "timeout": 10}
-        return handler, load_settings({"qdrant": named | settings}).qdrant
-
-    yield start
-    for server in started:
-        server.stop(None)
-
-
 @pytest.mark.parametrize(
-    ("code", "details", "message", "asked"),
+    ("code", "http", "details", "message", "asked"),
     [
-        (grpc.StatusCode.UNAVAILABLE, "", "does not answer", 2),
-        (grpc.StatusCode.UNAUTHENTICATED, "Invalid API key", "wants an API key: set .*QDRANT_API_KEY", 1),
-        (grpc.StatusCode.PERMISSION_DENIED, "Forbidden", "QDRANT_API_KEY", 1),
-        (grpc.StatusCode.INTERNAL, "No space left on device", "no room left on its disk", 1),
-        (grpc.StatusCode.DEADLINE_EXCEEDED, "", "longer than qdrant.timeout = 10 seconds", 2),
-        (grpc.StatusCode.UNIMPLEMENTED, "unknown method", "of another version", 1),
-        (grpc.StatusCode.INVALID_ARGUMENT, "expected dim: 3, got 16", "refuses the request: expected dim", 1),
+        ("UNAVAILABLE", 503, "", "does not answer", 2),
+        ("UNAUTHENTICATED", 401, "Invalid API key", "wants an API key: set .*QDRANT_API_KEY", 1),
+        ("PERMISSION_DENIED", 403, "Forbidden", "QDRANT_API_KEY", 1),
+        ("INTERNAL", 500, "No space left on device", "no room left on its disk", 1),
+        ("DEADLINE_EXCEEDED", 408, "", "longer than qdrant.timeout = 30 seconds", 2),
+        ("RESOURCE_EXHAUSTED", 429, "too many", "refuses so many or so large requests", 2),
+        ("UNIMPLEMENTED", 501, "unknown method", "of another version", 1),
+        ("INVALID_ARGUMENT", 400, "expected dim: 3, got 16", "refuses the request: .*expected dim", 1),
     ],
 )
-def test_what_a_server_refuses_becomes_one_clear_message(refusing, code, details, message, asked):
-    handler, settings = refusing(code, details)
+def test_what_a_server_refuses_is_one_clear_message_and_a_later_run_goes_on(
+    tmp_path, start, code, http, details, message, asked
+):
+    server, corpus = start(tmp_path, {"attempts": 2})
+    server.refusals = [Refused(grpc.StatusCode[code], http, details)] * 9
     with pytest.raises(CuepointError, match=message):
-        ServerStore(connect(settings), settings).published("cuepoint")
-    assert handler.asked == asked, "only what may pass is tried again"
+        corpus.load()
+    assert 9 - len(server.refusals) == asked, "only what may pass is tried again"
+    server.refusals.clear()
+    corpus.load()
+    assert corpus.texts()["b"] == ["b zero"]
+
+
+def test_a_server_that_asks_for_patience_gets_it(tmp_path, start, monkeypatch):
+    waits = []
+    monkeypatch.setattr("tenacity.nap.time.sleep", waits.append)
+    server, corpus = start(tmp_path, {"attempts": 3})
+    server.refusals = [Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, 429, "rate limit", retry_after=17)] * 2
+    corpus.load()
+    assert len(waits) == 2
+    assert min(waits) >= 17
+
+
+def test_a_server_that_says_nothing_is_not_waited_for_for_ever(tmp_path, start):
+    server, corpus = start(tmp_path, {"timeout": 1})
+    server.silence.clear()
+    with pytest.raises(EnvironmentFault, match=r"took longer than qdrant\.timeout = 1 seconds"):
+        corpus.load()
+    server.silence.set()
+    corpus.load()
 
 
 @pytest.mark.parametrize("prefer_grpc", [True, False])
