@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 from conftest import BIN, CLIPS, MANIFEST, ROOT, Project
 
 from cuepoint.layout import Layout
-from cuepoint.plan import draft_run, write_run
+from cuepoint.plan import draft_run, read_run, write_run
 from cuepoint.sources import read_list
 from cuepoint.tables import TRANSCRIPTS, VIDEOS, embeddings_schema, read_metadata
 from demo.search import QUESTIONS
@@ -143,13 +144,37 @@ def test_another_way_to_transcribe_does_not_download_again(project):
 
 
 def test_a_deleted_collection_is_noticed_and_loaded_again(project):
-    import shutil
-
     shutil.rmtree(project.results / "qdrant" / "edge")
     assert project.planned() == {"load": 1}
     project.snakemake()
     assert project.planned() == {}
     assert search(project, "garlic")
+
+
+def test_another_place_for_the_points_is_loaded(project):
+    project.configure(qdrant={"location": str(project.directory / "elsewhere")})
+    assert project.planned() == {"load": 1}
+
+
+def test_what_exists_is_loaded_during_a_run_and_the_final_load_completes_it(project):
+    from cuepoint.locks import hold
+
+    layout = Layout(project.results)
+    shutil.rmtree(layout.results / "qdrant")
+    late = layout.embeddings(MODEL, "00002")
+    not_yet = late.rename(late.with_suffix(".later"))
+    with hold(layout.lock("run", "run"), "this test"):  # as a run does that is still at its last shard
+        project.snakemake("load_available")
+    early = {hit["video_id"] for hit in search(project, "anything", "--limit", "100")}
+    members = read_run(layout).members
+    assert early
+    assert "00002" not in {members[video_id] for video_id in early}
+    assert not layout.load_receipt(f"cuepoint-{MODEL}").exists()
+    not_yet.rename(late)
+    assert project.planned() == {"load": 1}
+    project.snakemake()
+    assert early < {hit["video_id"] for hit in search(project, "anything", "--limit", "100")}
+    assert project.planned() == {}
 
 
 def test_downloads_of_early_shards_come_first(tmp_path):

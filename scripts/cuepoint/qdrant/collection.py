@@ -94,12 +94,12 @@ class Store(Protocol):
         ...
 
     def write(
-        self, shape: Shape, *, adding: int = 0, deleting: int = 0, whole: bool = False
+        self, shape: Shape, *, adding: int = 0, deleting: int = 0, whole: int = 0
     ) -> AbstractContextManager[Collection]:
         """The collection for writing, made if there is none; what was written counts when the block ends well.
 
-        `adding` and `deleting` are the numbers of points that the block means to write and to delete. `whole` says that
-        it can write every point of the collection again, so that a place may choose to start from an empty one.
+        `adding` and `deleting` are the numbers of points that the block means to write and to delete. With `whole` it can
+        write every point of the collection, so many, again, and a place may choose to start from an empty one.
         """
         ...
 

@@ -168,14 +168,14 @@ class EdgeStore:
 
     @contextmanager
     def write(
-        self, shape: Shape, *, adding: int = 0, deleting: int = 0, whole: bool = False
+        self, shape: Shape, *, adding: int = 0, deleting: int = 0, whole: int = 0
     ) -> Iterator[EdgeCollection]:
         """A copy of the newest state, or an empty one, that becomes the newest when the block ends well."""
         with hold(self.directory / f".{shape.name}.lock", f"the collection {shape.name}"):
             self._remove_leftovers(shape.name)
             latest = self._latest(shape.name)
             if latest and whole and _wasteful(latest.path, deleting):
-                latest = None
+                latest, adding = None, whole
             deleted = (_notes(latest.path)["deleted"] + deleting) if latest else 0
             building = Path(tempfile.mkdtemp(prefix=f".{shape.name}.", suffix=BUILDING, dir=self.directory))
             try:

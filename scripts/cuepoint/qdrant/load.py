@@ -241,10 +241,10 @@ def _guard_readers(store: Store, published: str, name: str, wanted: Survey, sett
 
 
 def _sizes(wanted: Survey, state: State, changes: Changes) -> dict[str, Any]:
-    """What `Store.write` wants to know: points that come and go, and whether all of them could be written."""
+    """What `Store.write` wants to know: points that come and go, and all of them if they could be written again."""
     going = sum(state.videos[video_id] for video_id in changes.remove)
     coming = sum(wanted.videos[video_id].points for video_id in changes.write)
-    return {"adding": coming, "deleting": going, "whole": not changes.keep}
+    return {"adding": coming, "deleting": going, "whole": 0 if changes.keep else wanted.points}
 
 
 def _apply(

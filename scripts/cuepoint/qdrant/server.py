@@ -184,7 +184,7 @@ class ServerStore:
 
     @contextmanager
     def write(
-        self, shape: Shape, *, adding: int = 0, deleting: int = 0, whole: bool = False
+        self, shape: Shape, *, adding: int = 0, deleting: int = 0, whole: int = 0
     ) -> Iterator[ServerCollection]:
         """The collection, made with its payload indexes if there is none. Readers see each batch as it is written."""
         self._check_version()
