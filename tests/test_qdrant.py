@@ -31,7 +31,7 @@ from cuepoint.qdrant.collection import Filters, Shape
 from cuepoint.qdrant.edge import EdgeCollection, EdgeStore
 from cuepoint.qdrant.edge_writers import Writers
 from cuepoint.qdrant.load import load_collection
-from cuepoint.qdrant.points import Points, ShardTables, link_at
+from cuepoint.qdrant.points import Points, ShardTables, link_at, survey
 from cuepoint.qdrant.server import ServerStore, connect, is_published
 from cuepoint.settings import load_settings
 from cuepoint.tables import VIDEOS, embeddings_schema, write_table
@@ -434,6 +434,39 @@ def test_a_vector_that_cannot_be_searched_stops_the_load_and_is_named(edge, vect
     with pytest.raises(DataError, match=f"chunk 1 of video a .*length {length}"):
         edge.load()
     assert edge.store.published("cuepoint") is None
+
+
+def test_shards_of_two_dimensions_stop_the_load(edge):
+    path, schema = edge.layout.embeddings(MODEL, "00001"), embeddings_schema(DIMENSION // 2)
+    edge.write("00001", {"c": ["c zero"]})
+    rows = [row | {"embedding": row["embedding"][: DIMENSION // 2]} for row in chunk_rows("c", ["c zero"])]
+    write_table(path, pa.Table.from_pylist(rows, schema), schema, settings={}, revision="1")
+    with pytest.raises(DataError, match=r"00001.parquet has 8 dimensions, other shards 16: delete it and run again"):
+        edge.load()
+
+
+def test_a_fingerprint_depends_on_every_column_and_not_on_the_batches(edge):
+    def fingerprints(texts, change=None, batch_size=1000):
+        def edit(rows):
+            for row in rows:
+                row["embedding"] = unit("the same")
+            rows[1].update(change or {})
+
+        edge.write("00000", {"a": texts, "b": ["b zero"], "c": ["not listed"]}, members="ab", edit=edit)
+        videos = survey(edge.shards, edge.members, unit_length=True, batch_size=batch_size).videos
+        return [videos[video_id].fingerprint for video_id in ("a", "b")]
+
+    texts = ["a zero", "a one", "a two"]
+    a, b = fingerprints(texts)
+    assert fingerprints(texts, batch_size=1) == fingerprints(texts, batch_size=2) == [a, b]
+    new = {"point_id": str(uuid.uuid4()), "chunk": 7, "start": 1.0, "end": 99.0, "text": "?", "embedding": unit("?")}
+    found = {a}
+    for column, value in new.items():
+        changed, same = fingerprints(texts, {column: value})
+        found.add(changed)
+        assert same == b
+    assert len(found) == 1 + len(new)
+    assert fingerprints(["a zeroa", " one", "a two"])[0] not in found, "the same letters, cut elsewhere"
 
 
 def test_a_deleted_collection_is_noticed_and_loaded_again(edge):

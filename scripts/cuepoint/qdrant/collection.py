@@ -98,8 +98,8 @@ class Store(Protocol):
     ) -> AbstractContextManager[Collection]:
         """The collection for writing, made if there is none; what was written counts when the block ends well.
 
-        `adding` and `deleting` are the numbers of points that the block means to write and to delete. With `whole` it can
-        write every point of the collection, so many, again, and a place may choose to start from an empty one.
+        `adding` and `deleting` are the numbers of points that the block means to write and to delete. With `whole` it
+        can write every point of the collection, so many, again, and a place may choose to start from an empty one.
         """
         ...
 

@@ -167,9 +167,7 @@ class EdgeStore:
         yield None
 
     @contextmanager
-    def write(
-        self, shape: Shape, *, adding: int = 0, deleting: int = 0, whole: int = 0
-    ) -> Iterator[EdgeCollection]:
+    def write(self, shape: Shape, *, adding: int = 0, deleting: int = 0, whole: int = 0) -> Iterator[EdgeCollection]:
         """A copy of the newest state, or an empty one, that becomes the newest when the block ends well."""
         with hold(self.directory / f".{shape.name}.lock", f"the collection {shape.name}"):
             self._remove_leftovers(shape.name)

@@ -183,9 +183,7 @@ class ServerStore:
         yield self._open(collection) if self.ask(self.client.collection_exists, collection) else None
 
     @contextmanager
-    def write(
-        self, shape: Shape, *, adding: int = 0, deleting: int = 0, whole: int = 0
-    ) -> Iterator[ServerCollection]:
+    def write(self, shape: Shape, *, adding: int = 0, deleting: int = 0, whole: int = 0) -> Iterator[ServerCollection]:
         """The collection, made with its payload indexes if there is none. Readers see each batch as it is written."""
         self._check_version()
         if not self.ask(self.client.collection_exists, shape.name):
