@@ -83,7 +83,7 @@ def _start(directory: Path) -> subprocess.Popen[bytes]:
     package = Path(__file__).parents[2]  # found by this process as the neighbour of a rule's script
     paths = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.Popen(
-        [sys.executable, "-m", __name__, str(directory)],
+        [sys.executable, "-P", "-m", __name__, str(directory)],  # -P: nothing is imported from the working directory
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
