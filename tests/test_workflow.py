@@ -161,14 +161,14 @@ def test_what_exists_is_loaded_during_a_run_and_the_final_load_completes_it(proj
 
     layout = Layout(project.results)
     shutil.rmtree(layout.results / "qdrant")
-    late = layout.embeddings(MODEL, "00002")
+    late = layout.embeddings(MODEL, "00000")
     not_yet = late.rename(late.with_suffix(".later"))
-    with hold(layout.lock("run", "run"), "this test"):  # as a run does that is still at its last shard
+    with hold(layout.lock("run", "run"), "this test"):  # as a run does that is still at a shard
         project.snakemake("load_available")
     early = {hit["video_id"] for hit in search(project, "anything", "--limit", "100")}
     members = read_run(layout).members
     assert early
-    assert "00002" not in {members[video_id] for video_id in early}
+    assert "00000" not in {members[video_id] for video_id in early}
     assert not layout.load_receipt(f"cuepoint-{MODEL}").exists()
     not_yet.rename(late)
     assert project.planned() == {"load": 1}
