@@ -13,7 +13,7 @@ from cuepoint.asr import speech
 from cuepoint.asr.engine import Decoded, Segment, choose_compute_type, split_at_stamps
 from cuepoint.asr.model import find_model
 from cuepoint.asr.safety import Flag, suspicions
-from cuepoint.asr.speech import RATE, VAD, Clip, Speech, find_speech, pack
+from cuepoint.asr.speech import RATE, VAD, Clip, Speech, Timeline, find_speech, pack
 from cuepoint.errors import ConfigError, EnvironmentFault
 from cuepoint.settings import TranscribeSettings
 
@@ -51,7 +51,7 @@ def test_speech_found_block_by_block_is_the_speech_of_the_whole_file(talk):
 def test_no_sentence_is_lost_between_blocks(monkeypatch):
     monkeypatch.setattr(speech, "BLOCK", 35 * RATE)
     heard = Speech(CLIPS / "query-clinic.opus")
-    sections = [section for clip in heard for section in clip.sections]
+    sections = [section for clip in heard for section in clip.timeline.sections]
     (clip,) = [clip for clip in MANIFEST if clip["video_id"] == "query-clinic"]
     for sentence in clip["sentences"]:
         middle = (sentence["start"] + sentence["end"]) / 2 * RATE
@@ -76,13 +76,14 @@ def test_memory_does_not_grow_with_the_length_of_a_video(monkeypatch, talk):
 
 
 def test_a_time_in_a_clip_is_found_in_its_file():
-    clip = Clip(np.zeros(5 * RATE, np.int16), ((10 * RATE, 12 * RATE), (60 * RATE, 63 * RATE)))
-    assert clip.seconds == 5
-    assert [clip.time(at) for at in (0, 1.5, 2, 4.25)] == [10, 11.5, 60, 62.25]
-    assert [clip.time(at, end=True) for at in (2, 5, 9)] == [12, 63, 63]
-    rest = clip.after(1.5)
-    assert (rest.seconds, rest.sections) == (3.5, ((int(11.5 * RATE), 12 * RATE), (60 * RATE, 63 * RATE)))
-    assert clip.after(3).sections == ((61 * RATE, 63 * RATE),)
+    timeline = Timeline(((10 * RATE, 12 * RATE), (60 * RATE, 63 * RATE)))
+    assert timeline.seconds == 5
+    assert [timeline.time(at) for at in (0, 1.5, 2, 4.25)] == [10, 11.5, 60, 62.25]
+    assert [timeline.time(at, end=True) for at in (2, 5, 9)] == [12, 63, 63]
+    rest = Clip(np.zeros(5 * RATE, np.int16), timeline).after(1.5)
+    assert rest.seconds == rest.timeline.seconds == 3.5
+    assert rest.timeline.sections == ((int(11.5 * RATE), 12 * RATE), (60 * RATE, 63 * RATE))
+    assert timeline.after(3 * RATE).sections == ((61 * RATE, 63 * RATE),)
 
 
 def test_clips_are_filled_and_never_longer_than_a_window():

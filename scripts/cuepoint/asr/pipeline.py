@@ -22,7 +22,7 @@ import numpy as np
 
 from cuepoint.asr.engine import Decoded, Engine, Group, is_out_of_memory
 from cuepoint.asr.safety import Flag, suspicions
-from cuepoint.asr.speech import Clip, Speech
+from cuepoint.asr.speech import Clip, Speech, Timeline
 from cuepoint.errors import EnvironmentFault
 from cuepoint.settings import TranscribeSettings
 from cuepoint.telemetry import Telemetry
@@ -56,9 +56,12 @@ class Video:
 
 @dataclass(frozen=True)
 class Part:
-    """A clip, or the rest of one, with what it says and the flags of each segment."""
+    """What a clip, or the rest of one, says, with the flags of each segment. The samples are gone by now.
 
-    clip: Clip
+    A video's parts are kept until the last one is there, so what they hold grows with its length.
+    """
+
+    timeline: Timeline
     decoded: Decoded
     flags: list[set[Flag]]
 
@@ -246,17 +249,17 @@ class Pipeline:
         """Flag what looks wrong; decode such a clip again, alone, and take that if it looks better."""
         flags = suspicions(decoded, self._settings)
         if not any(flags):
-            return Part(clip, decoded, flags)
+            return Part(clip.timeline, decoded, flags)
         self._count(redecoded_clips=1)
         again = self._engine.redecode(clip.samples, decoded.language)
         if again is None:  # Whisper hears no speech there: the text is kept and says so
-            return Part(clip, decoded, [found | {Flag.NO_SPEECH, Flag.REDECODED} for found in flags])
+            return Part(clip.timeline, decoded, [found | {Flag.NO_SPEECH, Flag.REDECODED} for found in flags])
         flags_again = suspicions(again, self._settings)
         if (count_flagged(flags_again), -again.avg_logprob) < (count_flagged(flags), -decoded.avg_logprob):
             # The language stays as it was detected. The sequential decoder has read the clip to its end.
             decoded = replace(again, language_probability=decoded.language_probability)
             flags = flags_again
-        return Part(clip, decoded, [found | {Flag.REDECODED} if found else found for found in flags])
+        return Part(clip.timeline, decoded, [found | {Flag.REDECODED} if found else found for found in flags])
 
     def _store(self, ready: _Ready, parts: list[Part]) -> None:
         video = ready.video

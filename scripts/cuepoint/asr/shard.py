@@ -17,7 +17,7 @@ from cuepoint.asr import VERSION
 from cuepoint.asr.engine import Engine, Word, load
 from cuepoint.asr.model import ModelFiles, find_model
 from cuepoint.asr.pipeline import Part, Pipeline, Video, count_flagged
-from cuepoint.asr.speech import VAD, Clip
+from cuepoint.asr.speech import VAD, Timeline
 from cuepoint.errors import DataError
 from cuepoint.failures import Attempt
 from cuepoint.fingerprint import fingerprint
@@ -188,25 +188,25 @@ def _rows_of(part: Part) -> Iterator[dict[str, Any]]:
     """A part's segments as rows of the transcripts table, with times in the file."""
     decoded = part.decoded
     for segment, flags in zip(decoded.segments, part.flags, strict=True):
-        start = part.clip.time(segment.start)
+        start = part.timeline.time(segment.start)
         yield {
             "start": start,
-            "end": max(start, part.clip.time(segment.end, end=True)),
+            "end": max(start, part.timeline.time(segment.end, end=True)),
             "text": segment.text,
             "language": decoded.language,
             "avg_logprob": decoded.avg_logprob,
             "no_speech_prob": decoded.no_speech_prob,
             "compression_ratio": decoded.compression_ratio,
-            "words": None if segment.words is None else [_word_row(word, part.clip) for word in segment.words],
+            "words": None if segment.words is None else [_word_row(word, part.timeline) for word in segment.words],
             "flags": sorted(flags),
         }
 
 
-def _word_row(word: Word, clip: Clip) -> dict[str, Any]:
-    start = clip.time(word.start)
+def _word_row(word: Word, timeline: Timeline) -> dict[str, Any]:
+    start = timeline.time(word.start)
     return {
         "start": start,
-        "end": max(start, clip.time(word.end, end=True)),
+        "end": max(start, timeline.time(word.end, end=True)),
         "word": word.text,
         "probability": word.probability,
     }
@@ -216,7 +216,7 @@ def _language_of(parts: Sequence[Part]) -> tuple[str | None, float | None]:
     """The language most of a video's speech is in, and the mean probability with which it was detected."""
     seconds: dict[str, float] = {}
     for part in parts:
-        seconds[part.decoded.language] = seconds.get(part.decoded.language, 0.0) + part.clip.seconds
+        seconds[part.decoded.language] = seconds.get(part.decoded.language, 0.0) + part.timeline.seconds
     if not seconds:
         return None, None
     language = max(sorted(seconds), key=seconds.__getitem__)

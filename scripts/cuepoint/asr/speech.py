@@ -34,26 +34,27 @@ _UNSURE = 2 * RATE
 
 
 @dataclass(frozen=True)
-class Clip:
-    """Speech for one window of the model: stretches of a file with the silence between them cut out.
+class Timeline:
+    """Stretches of a file joined to one, the silence between them cut out: `sections` are (start, end) in samples."""
 
-    `samples` is (n,) int16; `sections` are (start, end) in samples of the file, in order, n samples together.
-    """
-
-    samples: np.ndarray
     sections: tuple[tuple[int, int], ...]
 
     @property
+    def samples(self) -> int:
+        """Length of all sections together."""
+        return sum(end - start for start, end in self.sections)
+
+    @property
     def seconds(self) -> float:
-        """Length of the clip."""
-        return len(self.samples) / RATE
+        """Length of all sections together."""
+        return self.samples / RATE
 
     def time(self, seconds: float, *, end: bool = False) -> float:
-        """Time in the file of a time in the clip, in seconds.
+        """Time in the file of a time in the joined sections, in seconds.
 
-        A time where two stretches meet belongs to the later one, or to the earlier one if it is an `end`.
+        A time where two sections meet belongs to the later one, or to the earlier one if it is an `end`.
         """
-        left = min(max(round(seconds * RATE), 0), len(self.samples))
+        left = min(max(round(seconds * RATE), 0), self.samples)
         for start, stop in self.sections:
             length = stop - start
             if left < length or (end and left == length):
@@ -61,15 +62,32 @@ class Clip:
             left -= length
         return round(self.sections[-1][1] / RATE, 2)
 
+    def after(self, samples: int) -> "Timeline":
+        """What is left when so many samples are cut off at the front."""
+        sections = []
+        for start, stop in self.sections:
+            if samples < stop - start:
+                sections.append((start + samples, stop))
+            samples = max(0, samples - (stop - start))
+        return Timeline(tuple(sections))
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Speech for one window of the model: (n,) int16, and where in the file it was said."""
+
+    samples: np.ndarray
+    timeline: Timeline
+
+    @property
+    def seconds(self) -> float:
+        """Length of the clip."""
+        return len(self.samples) / RATE
+
     def after(self, seconds: float) -> "Clip":
         """The rest of the clip from a time on."""
         skip = round(seconds * RATE)
-        rest, sections = skip, []
-        for start, stop in self.sections:
-            if rest < stop - start:
-                sections.append((start + rest, stop))
-            rest = max(0, rest - (stop - start))
-        return Clip(self.samples[skip:], tuple(sections))
+        return Clip(self.samples[skip:], self.timeline.after(skip))
 
 
 class Speech:
@@ -160,13 +178,13 @@ def pack(stretches: Iterable[tuple[int, np.ndarray]]) -> Iterator[Clip]:
     size = 0
     for start, stretch in stretches:
         if size and size + len(stretch) > MAX_CLIP * RATE:
-            yield Clip(np.concatenate(samples), tuple(sections))
+            yield Clip(np.concatenate(samples), Timeline(tuple(sections)))
             samples, sections, size = [], [], 0
         samples.append(stretch)
         sections.append((start, start + len(stretch)))
         size += len(stretch)
     if size:
-        yield Clip(np.concatenate(samples), tuple(sections))
+        yield Clip(np.concatenate(samples), Timeline(tuple(sections)))
 
 
 def _mark_last(blocks: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, bool]]:
