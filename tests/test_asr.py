@@ -1,5 +1,6 @@
 """Transcribing a shard: real audio, real models (the demo's, and tiny random ones made here), on the CPU in int8."""
 
+import gc
 import hashlib
 import json
 import logging
@@ -15,11 +16,11 @@ from benchmarks.asr import make_audio
 from benchmarks.random_whisper import SIZES, write_model
 from cuepoint import failures
 from cuepoint.asr import engine as engines
-from cuepoint.asr import shard
+from cuepoint.asr import pipeline, shard
 from cuepoint.asr.model import find_model
 from cuepoint.asr.pipeline import Pipeline
 from cuepoint.asr.shard import transcribe_shard
-from cuepoint.asr.speech import Speech
+from cuepoint.asr.speech import Clip, Speech
 from cuepoint.errors import ConfigError, DataError, EnvironmentFault
 from cuepoint.layout import Layout
 from cuepoint.receipts import Receipt
@@ -293,6 +294,24 @@ def test_a_full_gpu_halves_the_batch_and_loses_nothing(tmp_path, multilingual, m
     monkeypatch.setattr(engines.Engine, "transcribe", with_room_for(0))
     with pytest.raises(EnvironmentFault, match="smaller model"):
         transcribed("none")
+
+
+def test_what_is_held_in_memory_does_not_grow_with_a_videos_length(tmp_path, multilingual, monkeypatch):
+    (talk,) = make_audio(tmp_path, [12])
+    long = Shard(tmp_path / "results", [])
+    long.receipts = [long.add("talk", talk)]
+    transcribe, held = engines.Engine.transcribe, []
+
+    def counted(self, groups):
+        held.append(sum(type(each) is Clip for each in gc.get_objects()))
+        return transcribe(self, groups)
+
+    monkeypatch.setattr(shard, "_transcribe", _with_batches_of(1))
+    monkeypatch.setattr(pipeline, "READY", 1)
+    monkeypatch.setattr(engines.Engine, "transcribe", counted)
+    long.transcribe(multilingual.model_copy(update={"language": "de"}))
+    assert len(held) >= 5, "too short to tell"
+    assert max(held) <= 3 * pipeline.GROUP  # in the model, ready, and being made ready
 
 
 def test_what_the_model_leaves_out_at_the_end_of_a_window_is_decoded_too(tmp_path, monkeypatch, spoken):

@@ -113,11 +113,11 @@ def test_tokens_become_pieces_with_times_and_no_text_is_dropped(tokens, pieces, 
     assert found_rest == rest
 
 
-def decoded(*texts, language="en", avg_logprob=-0.3, no_speech_prob=0.1, compression_ratio=1.2):
+def decoded(*texts, seconds=1, language="en", avg_logprob=-0.3, no_speech_prob=0.1, compression_ratio=1.2):
     return Decoded(
         language=language,
         language_probability=None,
-        segments=tuple(Segment(at, at + 1, text) for at, text in enumerate(texts)),
+        segments=tuple(Segment(at, at + seconds, text) for at, text in enumerate(texts)),
         avg_logprob=avg_logprob,
         no_speech_prob=no_speech_prob,
         compression_ratio=compression_ratio,
@@ -139,6 +139,9 @@ def decoded(*texts, language="en", avg_logprob=-0.3, no_speech_prob=0.1, compres
         (decoded("x", avg_logprob=-1.1), [{Flag.LOW_CONFIDENCE}]),
         (decoded("x", avg_logprob=-1.1, no_speech_prob=0.7), [{Flag.LOW_CONFIDENCE, Flag.NO_SPEECH}]),
         (decoded("x", no_speech_prob=0.9), [set()]),
+        (decoded("Thank you.", seconds=20), [{Flag.NO_SPEECH}]),
+        (decoded("Thank you.", seconds=9), [set()]),
+        (decoded("He spoke slowly, but he spoke.", seconds=20), [set()]),
     ],
 )
 def test_what_looks_wrong_is_flagged_and_why(clip, flags):
@@ -186,7 +189,9 @@ def test_a_local_model_is_known_by_its_files_wherever_it_is(tmp_path):
 def test_the_arithmetic_is_the_fastest_that_the_device_has():
     auto, fixed = TranscribeSettings(), TranscribeSettings(compute_type="bfloat16")
     assert choose_compute_type(auto, {"float32", "int8"}, "cpu") == "int8"
-    assert choose_compute_type(auto, {"float32", "int8", "float16"}, "cuda") == "float16"
+    modern = {"float32", "int8", "float16", "int8_float16"}
+    assert choose_compute_type(auto, modern, "cuda") == "float16"
+    assert choose_compute_type(auto, modern, "cuda", roomy=False) == "int8_float16"
     assert choose_compute_type(auto, {"float32", "int8"}, "cuda") == "int8"  # before compute capability 7
     with pytest.raises(ConfigError, match=r"bfloat16.*float32, int8"):
         choose_compute_type(fixed, {"float32", "int8"}, "cpu")

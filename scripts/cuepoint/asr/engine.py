@@ -1,6 +1,7 @@
-"""The seam to the recogniser: clips in, segments out. The only module that knows faster-whisper and CTranslate2.
+"""The seam to the recogniser: clips in, segments out. Only this module decodes with faster-whisper and CTranslate2.
 
-Another engine would be another module with `load`, and a class with `prepare`, `transcribe` and `redecode`.
+Another engine would be another module with `load` and `is_out_of_memory`, and a class with `prepare`, `transcribe` and
+`redecode` (beside it, `speech` takes the VAD from faster-whisper, and `model` its names of models).
 
 Batches are put together here from the public parts of faster-whisper and CTranslate2 (encode, detect_language,
 generate, align) and not with its `BatchedInferencePipeline`: features are computed by the callers' threads, clips of
@@ -294,7 +295,12 @@ def load(files: ModelFiles, settings: TranscribeSettings, gpu: Gpu | None, worke
     device, index = ("cpu", 0) if gpu is None else ("cuda", gpu.index)
     if gpu is not None:
         devices.load_cuda_libraries()
-    compute_type = choose_compute_type(settings, ctranslate2.get_supported_compute_types(device, index), device)
+    compute_type = choose_compute_type(
+        settings,
+        ctranslate2.get_supported_compute_types(device, index),
+        device,
+        roomy=gpu is None or gpu.memory > 2 * (files.folder / "model.bin").stat().st_size,
+    )
     ctranslate2.set_random_seed(_SEED)
     logging.getLogger("faster_whisper").setLevel(logging.WARNING)  # it tells each call's steps
     where = {"device": device, "device_index": index, "compute_type": compute_type}
@@ -316,10 +322,14 @@ def load(files: ModelFiles, settings: TranscribeSettings, gpu: Gpu | None, worke
     return engine
 
 
-def choose_compute_type(settings: TranscribeSettings, supported: set[str], device: str) -> str:
-    """The arithmetic for a `compute_type` setting on a device that supports these types."""
+def choose_compute_type(settings: TranscribeSettings, supported: set[str], device: str, *, roomy: bool = True) -> str:
+    """The arithmetic for a `compute_type` setting on a device that supports these types.
+
+    `roomy`: the model's file (which holds float16, as they are published) fills less than half of the device's memory.
+    """
     if settings.compute_type == "auto":
-        wanted = ("int8", "float32") if device == "cpu" else ("float16", "int8", "float32")
+        on_gpu = ("float16", "int8_float16") if roomy else ("int8_float16",)
+        wanted = ("int8", "float32") if device == "cpu" else (*on_gpu, "int8", "float32")
         return next(kind for kind in wanted if kind in supported)
     if settings.compute_type not in supported:
         raise ConfigError(

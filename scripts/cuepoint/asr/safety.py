@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from enum import StrEnum
 
-from cuepoint.asr.engine import Decoded
+from cuepoint.asr.engine import Decoded, Segment
 from cuepoint.settings import TranscribeSettings
 
 
@@ -60,6 +60,10 @@ LOOP_WORDS = 4
 LOOP_TIMES = 4
 # This many equal segments one after the other in a clip (30 s) are a loop, too.
 EQUAL_SEGMENTS = 3
+# Text that is spread so thin was written over music or noise that the VAD took for speech: the slowest speakers say
+# several letters a second. Short segments are left alone, a long vowel or a pause may fill them.
+SPARSE_SECONDS = 10.0
+SPARSE_LETTERS = 1.0  # a second
 
 
 def suspicions(decoded: Decoded, settings: TranscribeSettings) -> list[set[Flag]]:
@@ -68,8 +72,10 @@ def suspicions(decoded: Decoded, settings: TranscribeSettings) -> list[set[Flag]
     normal = [_normal(segment.text) for segment in decoded.segments]
     phrases = {_normal(phrase) for phrase in PHRASES.get(decoded.language, ())}
     flags = []
-    for place, text in enumerate(normal):
+    for place, (segment, text) in enumerate(zip(decoded.segments, normal, strict=True)):
         found = set(of_clip)
+        if _sparse(segment, text):
+            found.add(Flag.NO_SPEECH)
         if text in phrases:
             found.add(Flag.HALLUCINATION_PHRASE)
         if _loops(text) or _repeats(normal, place):
@@ -94,6 +100,12 @@ def _normal(text: str) -> str:
     """Lower case, without accents and punctuation."""
     plain = "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
     return " ".join(re.findall(r"\w+", unicodedata.normalize("NFC", plain).casefold()))
+
+
+def _sparse(segment: Segment, text: str) -> bool:
+    """Whether a long segment says hardly anything."""
+    seconds = segment.end - segment.start
+    return seconds > SPARSE_SECONDS and len(text.replace(" ", "")) < SPARSE_LETTERS * seconds
 
 
 def _loops(text: str) -> bool:

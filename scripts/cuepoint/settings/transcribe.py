@@ -23,7 +23,7 @@ class TranscribeSettings(Section):
     compute_type: Literal["auto", "float32", "float16", "bfloat16", "int8", "int8_float16", "int8_float32"] = result(
         "auto"
     )
-    """Arithmetic: `auto` is float16 on a GPU and int8 on a CPU."""
+    """Arithmetic: `auto` is float16 on a GPU (int8_float16 where the model would fill half of it), int8 on a CPU."""
     compression_ratio_threshold: float = result(2.4, gt=0)
     """Text that zlib shrinks by more than this factor repeats itself: decoded again, else flagged (Whisper's own)."""
     log_prob_threshold: float = result(-1.0, le=0)
