@@ -117,11 +117,15 @@ def _watched_stage(files: list[Path], options: Options) -> tuple[float, list[str
 
 
 def _receipt(path: Path, layout: Layout) -> Receipt:
+    with av.open(path) as container:
+        duration = container.duration / av.time_base
     audio = layout.audio(path.stem)
     audio.parent.mkdir(parents=True, exist_ok=True)
     audio.symlink_to(path.resolve())
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Receipt(video_id=path.stem, url=path.stem, status=Status.OK, sha256=digest, audio_hash=digest)
+    return Receipt(
+        video_id=path.stem, url=path.stem, status=Status.OK, sha256=digest, audio_hash=digest, duration=duration
+    )
 
 
 def _texts(transcripts: Path, files: list[Path]) -> list[str]:

@@ -337,6 +337,39 @@ def test_what_the_model_leaves_out_at_the_end_of_a_window_is_decoded_too(tmp_pat
     assert found[-1]["end"] == pytest.approx(whole[-1]["end"], abs=1)
 
 
+def test_what_was_decoded_again_to_its_end_has_no_rest(tmp_path, monkeypatch, spoken):
+    name = "backup-school"
+    transcribe = engines.Engine.transcribe
+
+    def loop_and_stop(self, groups):
+        """A loop in the first sentence of a window that then ends early."""
+        ((clip,),) = transcribe(self, groups)
+        return [[replace(clip, compression_ratio=9.9, rest_from=clip.segments[0].end)]]
+
+    monkeypatch.setattr(engines.Engine, "transcribe", loop_and_stop)
+    found = Shard(tmp_path, [name]).transcribe().segments
+    whole = [row for row in spoken.segments if row["video_id"] == name]
+    assert words_of([row["text"] for row in found]) == words_of([row["text"] for row in whole])
+    assert not any(row["flags"] for row in found)
+
+
+def test_towards_the_end_the_lanes_take_smaller_batches_so_that_they_end_together(tmp_path, multilingual, monkeypatch):
+    (talk,) = make_audio(tmp_path, [8])
+    long = Shard(tmp_path / "results", [])
+    long.receipts = [long.add("talk", talk).model_copy(update={"duration": 480.0})]
+    transcribe, sizes = engines.Engine.transcribe, []
+
+    def counted(self, groups):
+        sizes.append(sum(len(group.features) for group in groups))
+        return transcribe(self, groups)
+
+    monkeypatch.setattr(engines.Engine, "transcribe", counted)
+    long.transcribe(multilingual.model_copy(update={"language": "de"}))
+    assert sum(sizes) % pipeline.GROUP in {0, 3}, "groups as they are would end small by chance"
+    assert max(sizes) == pipeline.GROUP
+    assert max(sizes[-2:]) <= pipeline.GROUP // 2
+
+
 def test_text_that_looks_wrong_is_decoded_again_alone_and_kept_with_its_flags(tmp_path, doubtful):
     first = Shard(tmp_path / "a", FEW[:2]).transcribe(doubtful)
     assert first.segments

@@ -107,6 +107,7 @@ class Engine:
         self._replicas = threading.Semaphore(max(1, workers // 4))  # each holds the weights once more
         self.device: str = model.model.device
         self.compute_type: str = model.model.compute_type
+        self._in_numpy = self.device == "cpu" and "bfloat16" not in self.compute_type  # which NumPy lacks
         self.language: str | None = self._fixed_language()
         self._suppressed = list(get_suppressed_tokens(self._tokenizer(self.language or "en"), [-1]))
 
@@ -126,7 +127,7 @@ class Engine:
         decoded: list[Decoded | None] = [None] * len(features)
         # Words are aligned under one prompt, so under one language; without words all languages share the batch.
         for rows in _by_language(languages) if self._settings.word_timestamps else [range(len(features))]:
-            part = encoded if len(rows) == len(features) else self._encode([features[row] for row in rows])
+            part = encoded if len(rows) == len(features) else self._rows(encoded, features, rows)
             for row, value in zip(
                 rows, self._decode(part, [languages[row] for row in rows], [seconds[row] for row in rows]), strict=True
             ):
@@ -192,11 +193,19 @@ class Engine:
         )
 
     def _encode(self, features: Sequence[np.ndarray]) -> ctranslate2.StorageView:
-        if self.device != "cpu" or "bfloat16" in self.compute_type:  # NumPy has no bfloat16
+        if not self._in_numpy:
             return self._model.encode(np.stack(features))
         # One clip at a time stays in the processor's cache (measured: a fifth faster than four); the arithmetic and
         # its results are the same.
         return _storage(np.concatenate([np.asarray(self._model.encode(clip)) for clip in features]))
+
+    def _rows(
+        self, encoded: ctranslate2.StorageView, features: Sequence[np.ndarray], rows: Sequence[int]
+    ) -> ctranslate2.StorageView:
+        """Some rows of what is encoded: taken from it where NumPy can read it, else encoded again."""
+        if self._in_numpy:
+            return _storage(np.asarray(encoded)[list(rows)])
+        return self._encode([features[row] for row in rows])
 
     def _languages(self, groups: Sequence[Group], encoded: ctranslate2.StorageView) -> list[tuple[str, float | None]]:
         """Language and its probability for each clip of the batch."""

@@ -4,11 +4,13 @@ Preparers (threads) decode, find speech and compute features of the next videos,
 what is ready, in batches that mix videos on a GPU, and feed the model. What is ready and waits is bounded, so memory
 does not grow with the length of a video.
 
-What comes out for a video depends on that video alone: its clips are grouped within it, and on a CPU a batch is one
-group. (In int8 not even the batch or the number of threads changes a bit of what CTranslate2 computes: a test mixes.)
+What comes out for a video depends on that video alone. In int8 neither the batch nor the number of threads changes a
+bit of what CTranslate2 computes on a CPU, so clips are dealt out as suits the cores; in other arithmetic a CPU decodes
+the clips of a video in groups that depend on nothing else. On a GPU the batch may change the last digits of the scores.
 """
 
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -22,15 +24,15 @@ import numpy as np
 
 from cuepoint.asr.engine import Decoded, Engine, Group, is_out_of_memory
 from cuepoint.asr.safety import Flag, suspicions
-from cuepoint.asr.speech import Clip, Speech, Timeline
+from cuepoint.asr.speech import MAX_CLIP, Clip, Speech, Timeline
 from cuepoint.errors import EnvironmentFault
 from cuepoint.settings import TranscribeSettings
 from cuepoint.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
-# Clips of a video that are decoded together; its language is detected from the first group. More do not pay on a CPU
-# (benchmarks/asr.md), and a GPU joins groups of several videos to its batch size.
+# Clips of a video that are made ready together; its language is detected from the first group. A CPU decodes as many in
+# a batch, more do not pay (benchmarks/asr.md); a GPU joins groups of several videos to its batch size.
 GROUP = 4
 # Clips that may be ready and wait, for each clip that the model takes at a time: 2.5 MB each.
 READY = 4
@@ -44,14 +46,14 @@ class Video:
     audio: Path
     duration: float  # seconds, 0 if not known: only for the order
     language: str | None = None  # once it is known
-    parts: dict[int, list["Part"]] = field(default_factory=dict)  # of finished groups
-    groups: int = 0  # offered so far
-    speech: Speech | None = None  # set when all groups are offered
+    parts: dict[int, list["Part"]] = field(default_factory=dict)  # of decoded clips, by the clip's number
+    clips: int = 0  # offered so far
+    speech: Speech | None = None  # set when all clips are offered
 
     @property
     def complete(self) -> bool:
-        """Whether all groups are finished."""
-        return self.speech is not None and len(self.parts) == self.groups
+        """Whether all clips are decoded."""
+        return self.speech is not None and len(self.parts) == self.clips
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,19 @@ class Part:
 
 @dataclass(frozen=True)
 class _Ready:
-    """A group of a video's clips with their features, ready for the model."""
+    """A group of a video's clips with their features, ready for the model; `first` is the number of its first clip."""
 
     video: Video
-    number: int
+    first: int
     clips: list[Clip]
     features: list[np.ndarray]
+
+    def split(self, clips: int) -> tuple["_Ready", "_Ready"]:
+        """The first so many clips, and the rest."""
+        return (
+            _Ready(self.video, self.first, self.clips[:clips], self.features[:clips]),
+            _Ready(self.video, self.first + clips, self.clips[clips:], self.features[clips:]),
+        )
 
 
 class _Stopped(Exception):
@@ -102,20 +111,24 @@ class Pipeline:
         self._ready: deque[_Ready] = deque()
         self._room = 0  # clips that may still become ready
         self._preparing = 0
-        self._batch = 1
+        self._unread = 0.0  # seconds of audio that nobody has offered yet, as far as lengths are known
+        self._lanes = self._batch = 1
+        self._share = False
         self._broken = False
         self._in_model = 0
         self._model_phase = ExitStack()
 
-    def run(self, videos: Sequence[Video], *, lanes: int, preparers: int, batch: int) -> None:
+    def run(self, videos: Sequence[Video], *, lanes: int, preparers: int, batch: int, share: bool = False) -> None:
         """Transcribe the videos; `batch` is the number of clips that a lane takes at most, but always a whole group.
 
-        The first error of any thread ends all of them and is raised.
+        With `share` groups are split to fill batches, and batches become smaller towards the end, so that all lanes end
+        together. The first error of any thread ends all of them and is raised.
         """
         # The longest first: no lane is left alone with a long video at the end.
         self._videos.extend(sorted(videos, key=lambda video: -video.duration))
         self._room = READY * lanes * max(batch, GROUP)
-        self._preparing, self._batch = preparers, batch
+        self._preparing, self._lanes, self._batch, self._share = preparers, lanes, batch, share
+        self._unread = sum(video.duration for video in videos)
         with ThreadPoolExecutor(preparers + lanes) as pool:
             running = [pool.submit(self._prepare_all) for _ in range(preparers)]
             running += [pool.submit(self._decode_all) for _ in range(lanes)]
@@ -147,17 +160,22 @@ class Pipeline:
         speech = Speech(video.audio)
         video.language = self._engine.language
         clips_of_speech = iter(speech)
+        read = 0.0
         while clips := list(islice(clips_of_speech, GROUP)):
             features = [self._engine.prepare(clip.samples) for clip in clips]
-            self._offer(_Ready(video, video.groups, clips, features))
-            video.groups += 1
+            newly_read = min(speech.duration, video.duration) - read
+            self._offer(_Ready(video, video.clips, clips, features), newly_read)
+            video.clips += len(clips)
+            read += newly_read
         with self._changed:
             video.speech = speech
+            self._unread -= video.duration - read
             complete = video.complete
         if complete:
             self._end(video)
 
-    def _offer(self, ready: _Ready) -> None:
+    def _offer(self, ready: _Ready, seconds: float) -> None:
+        """Give clips to the lanes when there is room; so many seconds of audio were read for them."""
         with self._changed:
             # A group larger than the room that is left passes when it is the only one.
             while self._room < len(ready.clips) and self._ready and not self._broken:
@@ -165,6 +183,7 @@ class Pipeline:
             if self._broken:
                 raise _Stopped
             self._room -= len(ready.clips)
+            self._unread -= seconds
             self._ready.append(ready)
             self._changed.notify_all()
             self._report()
@@ -178,7 +197,7 @@ class Pipeline:
                 ]
                 decoded = self._recognise(groups)
                 parts = [
-                    [part for clip, first in zip(ready.clips, clips, strict=True) for part in self._judged(clip, first)]
+                    [list(self._judged(clip, first)) for clip, first in zip(ready.clips, clips, strict=True)]
                     for ready, clips in zip(taken, decoded, strict=True)
                 ]
             for ready, done in zip(taken, parts, strict=True):
@@ -189,15 +208,19 @@ class Pipeline:
         with self._changed:
             while not self._broken:
                 taken: list[_Ready] = []
-                size = 0
+                left: deque[_Ready] = deque()
+                room = self._clips_for_a_batch()
                 for ready in self._ready:
-                    if self._can_be_decoded(ready) and (not taken or size + len(ready.clips) <= self._batch):
-                        taken.append(ready)
-                        size += len(ready.clips)
+                    fitting = self._fitting(ready, room, alone=not taken)
+                    now, later = ready.split(fitting)
+                    if now.clips:
+                        taken.append(now)
+                        room -= fitting
+                    if later.clips:
+                        left.append(later)
                 if taken:
-                    chosen = set(map(id, taken))
-                    self._ready = deque(ready for ready in self._ready if id(ready) not in chosen)
-                    self._room += size
+                    self._ready = left
+                    self._room += sum(len(ready.clips) for ready in taken)
                     self._changed.notify_all()
                     self._report()
                     return taken
@@ -206,9 +229,22 @@ class Pipeline:
                 self._changed.wait()
             return []
 
-    def _can_be_decoded(self, ready: _Ready) -> bool:
-        """The first group of a video tells its language; the others wait for that."""
-        return ready.number == 0 or ready.video.language is not None or self._settings.language == "each"
+    def _clips_for_a_batch(self) -> int:
+        """As many as there may be, but no more than this lane's part of all that is left."""
+        if not self._share:
+            return self._batch
+        left = sum(len(ready.clips) for ready in self._ready) + self._unread / MAX_CLIP
+        return max(1, min(self._batch, math.ceil(left / self._lanes)))
+
+    def _fitting(self, ready: _Ready, room: int, *, alone: bool) -> int:
+        """How many clips of a group may join a batch with so much room."""
+        language_is_known = ready.video.language is not None or self._settings.language == "each"
+        if not language_is_known and ready.first > 0:
+            return 0  # the first group tells the language
+        clips = len(ready.clips)
+        if self._share and language_is_known:
+            return min(clips, max(room, 0))
+        return clips if clips <= room or alone else 0
 
     def _recognise(self, groups: Sequence[Group]) -> list[list[Decoded]]:
         """Decode groups in one batch; when the GPU's memory is full in two halves, and later batches are smaller."""
@@ -238,12 +274,13 @@ class Pipeline:
 
     def _judged(self, clip: Clip, decoded: Decoded) -> Iterator[Part]:
         """What a clip says with its flags, and what its rest says where the model stopped early."""
-        yield self._trusted(clip, decoded)
-        while decoded.rest_from is not None:
-            clip = clip.after(decoded.rest_from)
+        part = self._trusted(clip, decoded)
+        yield part
+        while part.decoded.rest_from is not None:
+            clip = clip.after(part.decoded.rest_from)
             group = Group([self._engine.prepare(clip.samples)], [clip.seconds], decoded.language)
-            decoded = self._recognise([group])[0][0]
-            yield self._trusted(clip, decoded)
+            part = self._trusted(clip, self._recognise([group])[0][0])
+            yield part
 
     def _trusted(self, clip: Clip, decoded: Decoded) -> Part:
         """Flag what looks wrong; decode such a clip again, alone, and take that if it looks better."""
@@ -261,12 +298,13 @@ class Pipeline:
             flags = flags_again
         return Part(clip.timeline, decoded, [found | {Flag.REDECODED} if found else found for found in flags])
 
-    def _store(self, ready: _Ready, parts: list[Part]) -> None:
+    def _store(self, ready: _Ready, parts: list[list[Part]]) -> None:
+        """Keep the parts of each clip."""
         video = ready.video
         with self._changed:
-            video.parts[ready.number] = parts
-            if ready.number == 0 and self._settings.language != "each":
-                video.language = parts[0].decoded.language
+            video.parts |= dict(enumerate(parts, ready.first))
+            if ready.first == 0 and self._settings.language != "each":
+                video.language = parts[0][0].decoded.language
             complete = video.complete
             self._changed.notify_all()
         self._count(speech_seconds=sum(clip.seconds for clip in ready.clips), clips=len(ready.clips))
@@ -275,7 +313,7 @@ class Pipeline:
 
     def _end(self, video: Video) -> None:
         """Hand a complete video over."""
-        self._finish(video, [part for number in sorted(video.parts) for part in video.parts[number]])
+        self._finish(video, [part for clip in sorted(video.parts) for part in video.parts[clip]])
         if video.speech:
             self._count(videos=1, audio_seconds=video.speech.duration)
         video.parts.clear()

@@ -16,7 +16,7 @@ from cuepoint import devices, failures
 from cuepoint.asr import VERSION
 from cuepoint.asr.engine import Engine, Word, load
 from cuepoint.asr.model import ModelFiles, find_model
-from cuepoint.asr.pipeline import Part, Pipeline, Video, count_flagged
+from cuepoint.asr.pipeline import GROUP, Part, Pipeline, Video, count_flagged
 from cuepoint.asr.speech import VAD, Timeline
 from cuepoint.errors import DataError
 from cuepoint.failures import Attempt
@@ -151,7 +151,9 @@ def _transcribe(
 
         pipeline = Pipeline(engine, settings, finish, telemetry)
         if gpu is None:
-            pipeline.run(videos, lanes=threads, preparers=max(1, threads // 4), batch=1)
+            exact = "int8" in engine.compute_type  # then the batch changes no bit, else a group stays by itself
+            preparers, batch = max(1, threads // 4), GROUP if exact else 1
+            pipeline.run(videos, lanes=threads, preparers=preparers, batch=batch, share=exact)
         else:
             # Two lanes: one prepares its batch and reads its result while the model works for the other.
             pipeline.run(videos, lanes=2, preparers=min(PREPARERS, threads), batch=settings.batch_size)
