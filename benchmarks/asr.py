@@ -23,14 +23,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import av
 import jiwer
 import numpy as np
+import psutil
 import pyarrow as pa
 
 from benchmarks.random_whisper import SIZES, write_model
@@ -221,8 +224,10 @@ def compare(name: str, minutes: list[float], options: Options, *, rounds: int, s
         runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
         for number in range(rounds):
             for side in sides[number % len(sides) :] + sides[: number % len(sides)]:
-                runs[side].append(measure(side, files, options))
-                print(f"  {name}, round {number + 1}, {side}: {runs[side][-1]['wall']:.1f} s", file=sys.stderr)
+                run, others = _beside_others(partial(measure, side, files, options))
+                runs[side].append(run)
+                told = f"{run['wall']:.1f} s, other programs used {others:.0%} of the cores"
+                print(f"  {name}, round {number + 1}, {side}: {told}", file=sys.stderr)
     hours = sum(minutes) / 60
     price = "GPU-hours" if devices.count() else "core-hours"
     print(f"\n### {name}: {len(minutes)} files, {hours * 60:.0f} minutes\n")
@@ -242,6 +247,20 @@ def compare(name: str, minutes: list[float], options: Options, *, rounds: int, s
             f"{devices_held * JOB * wall / hours / 3600:.1f} | "
             f"{statistics.median(ratios):.2f}x ({min(ratios):.2f}-{max(ratios):.2f}) |"
         )
+
+
+def _beside_others(measured: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], float]:
+    """What is measured in child processes, and the share of all cores that other programs used meanwhile."""
+
+    def seconds() -> float:
+        times = psutil.cpu_times()
+        own = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return sum(times) - times.idle - times.iowait - times.guest - times.guest_nice - own.ru_utime - own.ru_stime
+
+    before, busy_before = time.perf_counter(), seconds()
+    result = measured()
+    available = (time.perf_counter() - before) * (os.cpu_count() or 1)
+    return result, max(0.0, seconds() - busy_before) / available
 
 
 def measure_memory(hours: float, options: Options) -> None:

@@ -134,6 +134,8 @@ def decoded(*texts, seconds=1, language="en", avg_logprob=-0.3, no_speech_prob=0
         (decoded("ご視聴ありがとうございました。", language="ja"), [{Flag.HALLUCINATION_PHRASE}]),
         (decoded("I am. " * 20), [{Flag.REPETITION}]),
         (decoded("No, no, no, no."), [set()]),
+        (decoded("ありがとうございました、" * 4, language="ja"), [{Flag.REPETITION}]),
+        (decoded("はい、はい、はい、はい。", language="ja"), [set()]),
         (decoded("Okay.", "Okay.", "Okay.", "Right."), [{Flag.REPETITION}] * 3 + [set()]),
         (decoded("x", compression_ratio=2.5), [{Flag.REPETITION}]),
         (decoded("x", avg_logprob=-1.1), [{Flag.LOW_CONFIDENCE}]),

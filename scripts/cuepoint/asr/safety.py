@@ -57,7 +57,9 @@ PHRASES: dict[str, tuple[str, ...]] = {
 
 # Four words said four times in one segment are a loop, not a refrain: long enough that "no, no, no, no" is none.
 LOOP_WORDS = 4
+LOOP_LETTERS = 8  # instead, in languages that are written without spaces
 LOOP_TIMES = 4
+WITHOUT_SPACES = frozenset({"ja", "lo", "my", "th", "yue", "zh"})  # openai/whisper's tokenizer has the same ones
 # This many equal segments one after the other in a clip (30 s) are a loop, too.
 EQUAL_SEGMENTS = 3
 # Text that is spread so thin was written over music or noise that the VAD took for speech: the slowest speakers say
@@ -78,7 +80,7 @@ def suspicions(decoded: Decoded, settings: TranscribeSettings) -> list[set[Flag]
             found.add(Flag.NO_SPEECH)
         if text in phrases:
             found.add(Flag.HALLUCINATION_PHRASE)
-        if _loops(text) or _repeats(normal, place):
+        if _loops(text, decoded.language) or _repeats(normal, place):
             found.add(Flag.REPETITION)
         flags.append(found)
     return flags
@@ -108,9 +110,12 @@ def _sparse(segment: Segment, text: str) -> bool:
     return seconds > SPARSE_SECONDS and len(text.replace(" ", "")) < SPARSE_LETTERS * seconds
 
 
-def _loops(text: str) -> bool:
-    words = text.split()
-    runs = Counter(tuple(words[at : at + LOOP_WORDS]) for at in range(len(words) - LOOP_WORDS + 1))
+def _loops(text: str, language: str) -> bool:
+    """Whether the same few words come again and again."""
+    units, length = text.split(), LOOP_WORDS
+    if language in WITHOUT_SPACES:
+        units, length = list(text.replace(" ", "")), LOOP_LETTERS
+    runs = Counter(tuple(units[at : at + length]) for at in range(len(units) - length + 1))
     return max(runs.values(), default=0) >= LOOP_TIMES
 
 
