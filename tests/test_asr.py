@@ -266,6 +266,13 @@ def test_batches_that_mix_videos_change_no_bit_in_int8(tmp_path, spoken_words, m
     assert Shard(tmp_path, SOME).transcribe(WORDS).files == spoken_words.files
 
 
+def test_in_float32_neither_order_nor_threads_change_a_bit_either(tmp_path):
+    exact = WORDS.model_copy(update={"compute_type": "float32"})
+    first, second = Shard(tmp_path / "a", FEW), Shard(tmp_path / "b", FEW)
+    second.receipts.reverse()
+    assert first.transcribe(exact).files == second.transcribe(exact, threads=1).files
+
+
 def test_a_full_gpu_halves_the_batch_and_loses_nothing(tmp_path, multilingual, monkeypatch, caplog):
     # There is no GPU here: CTranslate2's message comes from a stand-in for its memory, the rest is real.
     settings = multilingual.model_copy(update={"language": "de"})
