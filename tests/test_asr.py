@@ -247,6 +247,34 @@ def test_the_language_is_that_of_a_videos_first_clips_whatever_else_is_in_the_ba
     assert {row["language"] for row in together.segments} <= {row["language"] for row in alone}
 
 
+def test_each_clip_of_a_mixed_video_has_its_own_language_whatever_else_is_in_the_batch(
+    tmp_path, multilingual, monkeypatch
+):
+    (talk,) = make_audio(tmp_path, [3])
+    settings = multilingual.model_copy(update={"language": "each", "word_timestamps": True})
+    detect, clips = engines.Engine._languages, iter(range(100))
+
+    def varied(self, groups, encoded):
+        """The random model hears one language only."""
+        return [(("de", "en", "fr")[next(clips) % 3], probability) for _, probability in detect(self, groups, encoded)]
+
+    monkeypatch.setattr(engines.Engine, "_languages", varied)
+
+    def transcribed(name):
+        mixed = Shard(tmp_path / name, [])
+        mixed.receipts = [mixed.add("talk", talk)]
+        return mixed.transcribe(settings, threads=1)
+
+    together = transcribed("together")
+    clips = iter(range(100))
+    monkeypatch.setattr(shard, "_transcribe", _with_batches_of(1))
+    monkeypatch.setattr(pipeline, "GROUP", 1)
+    assert transcribed("alone").files == together.files
+    assert {row["language"] for row in together.segments} == {"de", "en", "fr"}
+    assert all(row["words"] for row in together.segments)
+    assert together.videos["talk"]["language_probability"] > 0
+
+
 def _with_batches_of(size):
     """Batches that mix videos, as on a GPU, on this machine's CPU."""
 

@@ -152,7 +152,8 @@ def _transcribe(
         pipeline = Pipeline(engine, settings, finish, telemetry)
         if gpu is None:
             exact = "int8" in engine.compute_type  # then the batch changes no bit, else a group stays by itself
-            preparers, batch = max(1, threads // 4), GROUP if exact else 1
+            # More than a large model needs: who has prepared enough waits, and takes no core from a lane.
+            preparers, batch = min(PREPARERS, max(1, threads // 2)), GROUP if exact else 1
             pipeline.run(videos, lanes=threads, preparers=preparers, batch=batch, share=exact)
         else:
             # Two lanes: one prepares its batch and reads its result while the model works for the other.
