@@ -319,8 +319,8 @@ def measure_split(options: Options) -> None:
             with ThreadPoolExecutor(workers) as pool:
                 list(pool.map(decode, [8] * workers))  # warm
                 before = time.perf_counter()
-                list(pool.map(decode, [clips] * (2 * workers)))
-            took = (time.perf_counter() - before) / (2 * workers * len(features))
+                list(pool.map(decode, [clips] * workers))
+            took = (time.perf_counter() - before) / (workers * len(features))
             print(f"| {workers} x {threads} | {clips} | {took:.2f} |", flush=True)
 
 
