@@ -308,7 +308,13 @@ def measure_split(options: Options) -> None:
         for at in range(0, len(features), clips):
             engine.transcribe([Group(features[at : at + clips], [29.0] * clips, "en")])
 
-    print("| workers x threads | clips in a call | seconds a clip |\n|---|---|---|")
+    print("| clips in a call | seconds a clip in the encoder, one thread |\n|---|---|")
+    for clips in (1, 2, 4, 8):
+        before = time.perf_counter()
+        for at in range(0, len(features), clips):
+            engine._model.encode(np.stack(features[at : at + clips]))
+        print(f"| {clips} | {(time.perf_counter() - before) / len(features):.2f} |", flush=True)
+    print("\n| workers x threads | clips in a call | seconds a clip |\n|---|---|---|")
     cores = options.threads
     splits = {(1, 1), (1, cores), (cores, 1), *((n, cores // n) for n in (2, 4, 8) if n < cores)}
     for workers, threads in sorted(splits):
