@@ -321,13 +321,13 @@ def measure_split(options: Options) -> None:
         engine._model.model = ctranslate2.models.Whisper(
             str(options.model), device="cpu", compute_type="int8", inter_threads=workers, intra_threads=threads
         )
-        for clips in (1, 2, 4, 8):
-            with ThreadPoolExecutor(workers) as pool:
-                list(pool.map(decode, [8] * workers))  # warm
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(decode, [8] * workers))  # warm
+            for clips in (1, 2, 4, 8):
                 before = time.perf_counter()
                 list(pool.map(decode, [clips] * workers))
-            took = (time.perf_counter() - before) / (workers * len(features))
-            print(f"| {workers} x {threads} | {clips} | {took:.2f} |", flush=True)
+                took = (time.perf_counter() - before) / (workers * len(features))
+                print(f"| {workers} x {threads} | {clips} | {took:.2f} |", flush=True)
 
 
 def measure_telemetry() -> None:
