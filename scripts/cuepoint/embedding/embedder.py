@@ -1,18 +1,24 @@
 """An embedding model that is ready: texts in, vectors out, nothing cut off and nothing broken passed on."""
 
+import json
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from cuepoint import atomic, devices
 from cuepoint.embedding.engines import Engine, OpenVinoEngine, TorchEngine, batches
 from cuepoint.embedding.exported import Backend, Exported, export
 from cuepoint.embedding.location import ModelFiles, locate
+from cuepoint.embedding.quality import SAMPLE, Quality, compare, spread
 from cuepoint.errors import ConfigError, DataError
 from cuepoint.layout import Layout
 from cuepoint.settings import EmbeddingModel, EmbeddingSettings, Settings
+from cuepoint.settings.embedding import INT8_NEEDS
 
 log = logging.getLogger(__name__)
 
@@ -88,11 +94,28 @@ class Embedder:
                     f"{name} has {len(ids)} tokens and {self._model.model} reads {self.max_tokens}: its end would be "
                     "ignored; this is a fault of the chunking, please report it"
                 )
-        vectors = np.empty((len(texts), self._exported.dimension), np.float32)
-        engine = self.load()
-        for batch, found in engine.run(batches(texts, engine.batch_tokens, engine.one_length)):
-            vectors[batch.numbers] = found
-        return finished(vectors, names, self._model)
+        return finished(self._run(self.load(), texts), names, self._model)
+
+    @property
+    def quality(self) -> Quality | None:
+        """How near the model's int8 form comes to float32, once `check_quality` has measured it; else None."""
+        return Quality(**json.loads(self._quality.read_text())) if self._quality.is_file() else None
+
+    def check_quality(self, texts: Sequence[Sequence[int]], most: int = SAMPLE) -> Quality | None:
+        """The quality of the int8 form on some of the texts (token IDs), None for a model that is not in int8.
+
+        Measured by torch in float32 on `most` of the texts, evenly spread; kept, and measured again only on more.
+        """
+        if self._model.dtype != "int8":
+            return None
+        known = self.quality
+        sample = [texts[i] for i in spread(len(texts), most)]
+        if len(sample) > (known.passages if known else 0):
+            reference = self._run(TorchEngine(self._model, self._files, "cpu", self._threads), sample)
+            names = ["a passage"] * len(sample)
+            known = compare(self.encode_tokens(sample, names), finished(reference, names, self._model))
+            atomic.write_json(self._quality, asdict(known))
+        return known
 
     def load(self, gpu: int = 0) -> Engine:
         """The engine with its weights loaded: on the GPU with CUDA's number `gpu`, if the device is one."""
@@ -103,7 +126,21 @@ class Embedder:
             else:
                 device = f"cuda:{gpu}" if self.device == "cuda" else self.device
                 self._engine = TorchEngine(self._model, self._files, device, self._threads)
+                if self.device == "cuda":
+                    name = devices.gpus()[gpu].name.replace("/", "-")
+                    self._engine.choose_attention(self._exported.path / f"attention {name}.txt")
         return self._engine
+
+    @property
+    def _quality(self) -> Path:
+        return self._exported.path / "quality.json"
+
+    def _run(self, engine: Engine, texts: Sequence[Sequence[int]]) -> np.ndarray:
+        """The vectors that an engine gives, (n, d) float32."""
+        vectors = np.empty((len(texts), self._exported.dimension), np.float32)
+        for batch, found in engine.run(batches(texts, engine.batch_tokens, engine.one_length)):
+            vectors[batch.numbers] = found
+        return vectors
 
     def _ids(self, prompt: str, texts: Sequence[str]) -> list[list[int]]:
         encodings = self._tokenizer.encode_batch([prompt + text for text in texts])
@@ -129,8 +166,12 @@ def open_model(
     files: ModelFiles | None = None,
 ) -> Embedder:
     """`model` on `device`; `files` when they have been located already."""
-    files = files or locate(model)
     backend: Backend = "openvino" if device == "cpu" and settings.backend != "torch" else "torch"
+    if model.dtype == "int8":
+        if backend == "torch":
+            raise ConfigError(f"embedding model {model.model!r}: {INT8_NEEDS}")
+        backend = "openvino-int8"
+    files = files or locate(model)
     return Embedder(model, files, export(model, files, backend, layout), device, threads)
 
 

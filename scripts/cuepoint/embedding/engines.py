@@ -8,16 +8,20 @@ nothing. On a GPU batches are padded and large, and vectors may differ in the la
 """
 
 import logging
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from cuepoint import atomic
 from cuepoint.embedding.exported import import_openvino, load_sentence_transformer
 from cuepoint.embedding.location import ModelFiles
+from cuepoint.errors import EnvironmentFault
 from cuepoint.settings import EmbeddingModel
 
 if TYPE_CHECKING:
@@ -26,6 +30,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CPU_BATCH_TOKENS = 1024  # measured: more does not pay, the work no longer fits the cores' caches
+INT8_GROUP = 32  # numbers that share a scale; measured: 64 is 10 % faster, but further from float32
+_ATTENTION_TOKENS = 4096  # of the batch that implementations of attention are timed with: enough to fill a GPU
+_ATTENTION_LENGTH = 256  # of its longest text: a long chunk
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,7 @@ class OpenVinoEngine:
                     "NUM_STREAMS": threads,
                     "INFERENCE_NUM_THREADS": threads,
                     "INFERENCE_PRECISION_HINT": "f32",  # the default is bfloat16 where the CPU has it
+                    "DYNAMIC_QUANTIZATION_GROUP_SIZE": INT8_GROUP,  # of what int8 weights are multiplied with
                     "ENABLE_CPU_PINNING": False,  # jobs beside this one would be pinned to the same cores
                 },
             ),
@@ -115,7 +123,7 @@ class TorchEngine:
         self.one_length = on_cpu
         self.batch_tokens = CPU_BATCH_TOKENS if on_cpu else model.batch_tokens
         self._device = device
-        dtype = "float32" if on_cpu else _gpu_dtype(model, torch.cuda.is_bf16_supported(including_emulation=False))
+        dtype = "float32" if on_cpu else "float16" if model.dtype == "auto" else model.dtype
         log.info("torch on %s in %s", device, dtype)
         self._modules = load_sentence_transformer(model, files, device=device, model_kwargs={"dtype": dtype})
 
@@ -130,9 +138,38 @@ class TorchEngine:
         if before:
             yield before[0], before[1].cpu().numpy()
 
+    def choose_attention(self, remembered: Path) -> str:
+        """Take the implementation of attention that is fastest here: timed once, then read from `remembered`."""
+        transformer = self._modules[0].auto_model
+        if not remembered.is_file():
+            seconds = {}
+            for name in ("sdpa", "eager", *(["flash_attention_2"] if find_spec("flash_attn") else [])):
+                try:
+                    transformer.set_attn_implementation(name)
+                    seconds[name] = min(self._time_batch() for _ in range(3))
+                except (ImportError, ValueError, RuntimeError) as error:
+                    log.info("attention by %s is not to be had here: %s", name, error)
+            told = ", ".join(f"{name} {taken * 1000:.1f} ms" for name, taken in seconds.items())
+            log.info("attention, for %d tokens: %s", _ATTENTION_TOKENS, told)
+            atomic.write_text(remembered, min(seconds, key=seconds.__getitem__, default="sdpa"))
+        name = remembered.read_text()
+        transformer.set_attn_implementation(name)
+        return name
+
+    def _time_batch(self) -> float:
+        """Seconds for a batch of texts, the shortest half as long as the longest."""
+        texts = _ATTENTION_TOKENS // _ATTENTION_LENGTH
+        lengths = np.linspace(_ATTENTION_LENGTH, _ATTENTION_LENGTH // 2, texts).astype(int)
+        batch = _batch([[1] * length for length in lengths], range(texts))
+        begin = time.perf_counter()
+        self._forward(batch.ids, batch.mask).cpu()  # waits for the GPU
+        return time.perf_counter() - begin
+
     def _forward(self, ids: np.ndarray, mask: np.ndarray) -> "torch.Tensor":
         import torch
 
+        if ids.size > self.batch_tokens and len(ids) > 1:  # cut before memory turned out to be short
+            return self._in_halves(ids, mask)
         try:
             with torch.inference_mode():
                 features: dict[str, Any] = {
@@ -140,20 +177,22 @@ class TorchEngine:
                     "attention_mask": torch.from_numpy(mask).to(self._device, non_blocking=True),
                 }
                 return self._modules(features)["sentence_embedding"].float()
-        except torch.OutOfMemoryError:
+        except torch.OutOfMemoryError as error:
             if len(ids) == 1:
-                raise
+                raise EnvironmentFault(
+                    f"the GPU's memory is too small for the model with one text of {ids.shape[1]} tokens: free it, or "
+                    "take a smaller model, fewer max_tokens or another GPU"
+                ) from error
         torch.cuda.empty_cache()
-        half = len(ids) // 2
-        self.batch_tokens = max(ids.shape[1], self.batch_tokens // 2)
+        self.batch_tokens = ids.size // 2
         log.warning("out of GPU memory with %d texts of %d tokens: halving the batch", *ids.shape)
+        return self._in_halves(ids, mask)
+
+    def _in_halves(self, ids: np.ndarray, mask: np.ndarray) -> "torch.Tensor":
+        import torch
+
+        half = len(ids) // 2
         return torch.cat([self._forward(ids[:half], mask[:half]), self._forward(ids[half:], mask[half:])])
-
-
-def _gpu_dtype(model: EmbeddingModel, has_bfloat16: bool) -> str:
-    if model.dtype != "auto":
-        return model.dtype
-    return "bfloat16" if has_bfloat16 else "float16"
 
 
 def _batch(texts: Sequence[Sequence[int]], numbers: Sequence[int]) -> Batch:

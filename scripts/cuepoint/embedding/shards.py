@@ -88,6 +88,7 @@ def embed_shard(
         max_tokens=embedder.max_tokens,
         versions=versions,
         packages=package_versions("sentence-transformers", "tokenizers"),
+        **({"quality": asdict(embedder.quality)} if embedder.quality else {}),
     )
     log.info("%d chunks, %d tokens; truncated tokens: 0", len(table), sum(table["tokens"].to_pylist()))
 
@@ -152,6 +153,8 @@ def _embed(
     prepared = _prepare(segments, caches, chunking, embedder, telemetry)
     for window in _ahead(_windows(prepared, WINDOW_BATCHES * embedder.load().batch_tokens)):
         texts = [text for video in window for text in video.texts]
+        if quality := embedder.check_quality(texts):
+            log.info("int8: %s", quality)
         names = [name for video in window for name in video.names]
         with _phase(telemetry, "encode"):
             vectors = embedder.encode_tokens(texts, names)

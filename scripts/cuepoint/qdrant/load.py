@@ -343,7 +343,8 @@ def _named(chunk: Chunk) -> str:
 def _made_with(shard: ShardTables) -> dict[str, Any]:
     """What a shard's vectors depend on as a whole: model with revision, chunking, settings."""
     metadata = read_metadata(shard.embeddings)
-    return {name: value for name, value in metadata.items() if name not in {"format", "version", "packages"}}
+    measured = {"format", "version", "packages", "quality"}
+    return {name: value for name, value in metadata.items() if name not in measured}
 
 
 def _one_version(

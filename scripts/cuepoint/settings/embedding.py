@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from cuepoint.settings.base import Section, result
 
@@ -40,8 +40,10 @@ class EmbeddingModel(Section):
     """Keep only the first N dimensions (for models trained for it)."""
     normalize: bool = result(True)
     """Scale vectors to unit length (cosine search needs it)."""
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = result("auto")
-    """Arithmetic on a GPU: `auto` is bfloat16 where the GPU has it, else float16. On a CPU it is always float32."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"] = result("auto")
+    """Arithmetic on a GPU: `auto` is float16, which measured nearest to float32. On a CPU it is always float32, but for
+    `int8` (CPU only): faster and less exact. How much less is measured on the first passages, logged, and kept in the
+    tables' metadata."""
     trust_remote_code: bool = result(False)
     """Run Python code from the model's repository. Off unless you trust it."""
     batch_tokens: int = Field(16384, ge=256)
@@ -58,16 +60,22 @@ READY_MADE: dict[str, dict[str, Any]] = {
         "revision": "5c38ec7c405ec4b44b94cc5a9bb96e735b38267a",
         "query_prompt": "Represent this sentence for searching relevant passages: ",
     },
-    # Pools the last token, so texts must end in the end-of-text token. Its config.json says `is_causal: false`, which
-    # transformers' own Qwen2 follows by attending to both sides: no code from the repository is needed.
+    # Pools the last token, so texts must end in the end-of-text token. Its config.json says `is_causal: false` (since
+    # the commit named here: vllm-project/vllm#14609), which transformers' own Qwen2 follows by attending to both sides:
+    # no code from the repository is needed. float16 spoils the vectors of this family (embeddings-benchmark/mteb#4935).
     "gte-Qwen2-1.5B-instruct": {
         "model": "Alibaba-NLP/gte-Qwen2-1.5B-instruct",
+        "revision": "0d2ad8e1ac654a2b626e62154778a70868141208",
         "query_prompt": (
             "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery: "
         ),
         "append_eos": True,
+        "dtype": "bfloat16",
     },
 }
+
+
+INT8_NEEDS = "dtype int8 is for OpenVINO on a CPU: set embedding.device to cpu and embedding.backend to auto"
 
 
 class EmbeddingSettings(Section):
@@ -87,3 +95,11 @@ class EmbeddingSettings(Section):
     @classmethod
     def _with_ready_made(cls, value: Any) -> Any:
         return READY_MADE | value if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _int8_can_run(self) -> "EmbeddingSettings":
+        if self.backend == "torch" or self.device == "cuda":
+            for name in self.use:
+                if name in self.models and self.models[name].dtype == "int8":
+                    raise ValueError(f"embedding.models.{name}: {INT8_NEEDS}")
+        return self
