@@ -75,7 +75,7 @@ def test_shards_too_small_for_their_model_are_named_as_such():
         (
             Kind.EMBEDDING,
             {"embed": stage("embed", 3000, model="all-MiniLM-L6-v2", texts=6000, encoding=2900)},
-            "embedding.backend",
+            "dtype int8",
         ),
         (Kind.LOAD, {"load": stage("load", 3000)}, "qdrant.batch_size"),
     ],

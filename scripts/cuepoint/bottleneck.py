@@ -132,7 +132,7 @@ def _embedding(embed: StageMeasure) -> tuple[Kind, str]:
     elif batch and embed.model in SIZES and embed.model != FAST_MODEL:
         mend = _faster_model(embed.model, batch)
     elif embed.gpu is None:
-        mend = "a GPU, or embedding.backend and --cores (cuepoint estimate measures them), make it faster"
+        mend = "a GPU, more --cores or dtype int8 for the model (cuepoint estimate measures it) make it faster"
     else:
         mend = "raise embedding.models.….batch_tokens while the GPU has memory, or give the run --resources gpu=2"
     return Kind.EMBEDDING, f"embed is the bottleneck{_with(embed.model)}: {_join(evidence)}; {mend}"

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cuepoint import devices
 from cuepoint.chunks import Segment, chunk_video
@@ -20,6 +21,9 @@ from cuepoint.sources import Entry, read_list
 from cuepoint.states import Status
 from cuepoint.tables import TRANSCRIPTS, VIDEOS, read_table
 
+if TYPE_CHECKING:
+    from cuepoint.embedding.quality import Quality
+
 # Assumed where the corpus does not say yet.
 MINUTES = 15.0  # of a video
 WORDS_PER_SECOND = 2.5  # of speech
@@ -27,6 +31,7 @@ AUDIO_BYTES = 48_000 / 8  # a second: what `download.format_sort` asks for
 TEXT_BYTES = 600  # of a passage with its identifiers and times, compressed
 
 COPIES = 3  # of each vector on the disk: the cache, the table, the embedded collection
+_QUALITY_SAMPLE = 32  # passages that tell how near an int8 model comes to float32
 _SAMPLE_SHARDS = 4  # transcripts are read from so many shards at most
 _SENTENCES = (
     "Well, this is what we set out to do a couple of years ago, and nobody thought that it would work.",
@@ -61,6 +66,7 @@ class EmbeddingEstimate:
     texts_per_second: float
     tokens_per_second: float
     of_peak: float  # share of the measured matrix-product rate
+    quality: "Quality | None"  # of a model in int8
 
     @property
     def seconds(self) -> float:
@@ -129,12 +135,14 @@ def estimate_embedding(
             arithmetic(locate(settings.embedding.models[name])),
             seconds=seconds,
         )
+        quality = embedder.check_quality(embedder.tokenize([chunk.text for chunk in chunks]), most=_QUALITY_SAMPLE)
     return EmbeddingEstimate(
         dimension=embedder.dimension,
         texts=len(chunks) * corpus.seconds / corpus.transcribed,
         texts_per_second=speed.texts_per_second,
         tokens_per_second=speed.tokens_per_second,
         of_peak=speed.operations_per_second / peak,
+        quality=quality,
     )
 
 

@@ -12,7 +12,7 @@ from cuepoint.layout import Layout
 from cuepoint.settings import Settings
 
 if TYPE_CHECKING:
-    from cuepoint.estimate import Corpus
+    from cuepoint.estimate import Corpus, EmbeddingEstimate
 
 _Row = tuple[str, ...]
 _HEAD = ("", "texts/s", "tokens/s", "of peak", "s per 32", "whole list", "disk")
@@ -51,20 +51,25 @@ def estimate(
         f"On {where}: matrix products at {_si(peak)}FLOP/s\n"
     )
     timing = _Timing(corpus, settings, layout, threads, seconds / (len(names) + asr))
-    rows, took, transcribing = [], {}, None
+    rows, took, notes, transcribing = [], {}, [], None
     for name in names:
-        row, took[name] = timing.embedding(name, peak)
+        row, found = timing.embedding(name, peak)
         rows.append(row)
+        if found:
+            took[name] = found.seconds
+            notes += [f"{name}, int8: {found.quality}"] if found.quality else []
     if asr:
         row, transcribing = timing.transcription()
         rows.append(row)
     _show(rows)
-    _advise({name: time for name, time in took.items() if time}, transcribing, device)
+    for note in notes:
+        typer.echo(note)
+    _advise(took, transcribing, device)
 
 
 @dataclass(frozen=True)
 class _Timing:
-    """Rows of the table, each with the seconds for the whole list; a model that cannot be timed says why."""
+    """Rows of the table, each with what was measured; a model that cannot be timed says why."""
 
     corpus: "Corpus"
     settings: Settings
@@ -72,7 +77,7 @@ class _Timing:
     threads: int
     seconds: float  # of timing a model
 
-    def embedding(self, name: str, peak: float) -> tuple[_Row, float | None]:
+    def embedding(self, name: str, peak: float) -> "tuple[_Row, EmbeddingEstimate | None]":
         from cuepoint.estimate import estimate_embedding
 
         try:
@@ -89,7 +94,7 @@ class _Timing:
             duration(found.seconds),
             f"{_si(found.bytes)}B",
         )
-        return (name, *cells), found.seconds
+        return (name, *cells), found
 
     def transcription(self) -> tuple[_Row, float | None]:
         from cuepoint.estimate import transcription_rate

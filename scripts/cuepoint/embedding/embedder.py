@@ -12,7 +12,7 @@ import numpy as np
 
 from cuepoint import atomic, devices
 from cuepoint.embedding.engines import Engine, OpenVinoEngine, TorchEngine, batches
-from cuepoint.embedding.exported import Backend, Exported, export
+from cuepoint.embedding.exported import Backend, Exported, export, fits_openvino
 from cuepoint.embedding.location import ModelFiles, locate
 from cuepoint.embedding.quality import SAMPLE, Quality, compare, spread
 from cuepoint.errors import ConfigError, DataError
@@ -166,12 +166,17 @@ def open_model(
     files: ModelFiles | None = None,
 ) -> Embedder:
     """`model` on `device`; `files` when they have been located already."""
-    backend: Backend = "openvino" if device == "cpu" and settings.backend != "torch" else "torch"
-    if model.dtype == "int8":
-        if backend == "torch":
-            raise ConfigError(f"embedding model {model.model!r}: {INT8_NEEDS}")
-        backend = "openvino-int8"
+    if model.dtype == "int8" and (device != "cpu" or settings.backend == "torch"):
+        raise ConfigError(f"embedding model {model.model!r}: {INT8_NEEDS}")
     files = files or locate(model)
+    backend: Backend = "torch"
+    if model.dtype == "int8":
+        backend = "openvino-int8"
+    elif device == "cpu" and settings.backend != "torch":
+        backend = "openvino"
+        if settings.backend == "auto" and not fits_openvino(files):
+            log.warning("%s is too large for OpenVINO in this machine's memory: torch, which is slower", model.model)
+            backend = "torch"
     return Embedder(model, files, export(model, files, backend, layout), device, threads)
 
 

@@ -6,6 +6,7 @@ need neither torch nor transformers: a query is embedded about a second after th
 
 import json
 import logging
+import math
 import os
 import shutil
 import sys
@@ -64,6 +65,18 @@ def export(model: EmbeddingModel, files: ModelFiles, backend: Backend, layout: L
                 with _whole_directory(path) as folder:
                     _export(model, files, backend, folder)
     return Exported(path, **json.loads((path / "model.json").read_text()))
+
+
+def fits_openvino(files: ModelFiles) -> bool:
+    """Whether this machine's memory holds the float32 weights twice: as they are, and as OpenVINO orders them."""
+    import psutil
+    from safetensors import safe_open
+
+    numbers = 0
+    for file in files.path.glob("*.safetensors"):
+        with safe_open(file, framework="numpy") as tensors:
+            numbers += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    return 2 * 4 * numbers < psutil.virtual_memory().total
 
 
 def load_sentence_transformer(model: EmbeddingModel, files: ModelFiles, **options: Any) -> "SentenceTransformer":

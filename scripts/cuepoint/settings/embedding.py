@@ -86,8 +86,8 @@ class EmbeddingSettings(Section):
     models: dict[str, EmbeddingModel] = Field(default_factory=dict)
     """Models that `use` can name, beside the ready-made ones (an entry of the same name replaces it)."""
     backend: Literal["auto", "torch", "openvino"] = "auto"
-    """Engine on a CPU: `auto` is openvino, which measured fastest (the model is converted once, and kept). A GPU always
-    uses torch."""
+    """Engine on a CPU: `auto` is openvino, which measured fastest (the model is converted once, and kept), or torch if
+    the memory is less than twice the weights. A GPU always uses torch."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """Where the model runs; `auto` takes a GPU if there is one."""
 
