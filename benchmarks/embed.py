@@ -241,9 +241,9 @@ def random_model(name: str, work: Path) -> EmbeddingModel:
     return EmbeddingModel(model=str(folder))
 
 
-def default_encode(model: EmbeddingModel, device: str) -> Encode:
+def default_encode(model: EmbeddingModel, device: str, dtype: str = "float32") -> Encode:
     """`SentenceTransformer.encode` as it comes: float32, batches of 32."""
-    plain = load_sentence_transformer(model, locate(model), device=device, model_kwargs={"dtype": "float32"})
+    plain = load_sentence_transformer(model, locate(model), device=device, model_kwargs={"dtype": dtype})
     return lambda texts: plain.encode(list(texts))
 
 
@@ -331,6 +331,16 @@ def compare_models(arguments: argparse.Namespace, layout: Layout) -> None:
             print(row(f"{name} | {engine}", found), flush=True)
 
 
+def compare_half_precision(arguments: argparse.Namespace, layout: Layout) -> None:
+    """What half precision does to vectors: in torch on a CPU, which rounds as a GPU does."""
+    texts = passages(arguments.texts, open_model(MINILM, EmbeddingSettings(), layout).count_tokens)
+    reference = default_encode(MINILM, "cpu")(texts)
+    print()
+    for dtype in ("float16", "bfloat16"):
+        found = default_encode(MINILM, "cpu", dtype)(texts).astype(np.float32)
+        print(f"all-MiniLM-L6-v2 in {dtype}: {compare(found, reference)}", flush=True)
+
+
 def time_stage(arguments: argparse.Namespace, layout: Layout) -> None:
     """A shard by the stage itself, against the engine alone on the same passages: what cutting and tokenizing cost."""
     embedder = open_model(MINILM, EmbeddingSettings(), layout, device=arguments.device, threads=arguments.threads)
@@ -376,13 +386,16 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--cpu-time", action="store_true", help="count CPU seconds: for 1 thread on a busy machine")
     parser.add_argument("--models", nargs="*", choices=list(ARCHITECTURES), default=list(ARCHITECTURES))
-    parser.add_argument(
-        "--parts", nargs="*", choices=("engines", "models", "stage"), default=["engines", "models", "stage"]
-    )
+    parts = {
+        "engines": compare_engines,
+        "models": compare_models,
+        "half": compare_half_precision,
+        "stage": time_stage,
+    }
+    parser.add_argument("--parts", nargs="*", choices=list(parts), default=list(parts))
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO if arguments.device == "cuda" else logging.WARNING)
     layout = Layout(arguments.work / "results")
-    parts = {"engines": compare_engines, "models": compare_models, "stage": time_stage}
     for part in arguments.parts:
         parts[part](arguments, layout)
 

@@ -90,7 +90,9 @@ def embed_shard(
         packages=package_versions("sentence-transformers", "tokenizers"),
         **({"quality": asdict(embedder.quality)} if embedder.quality else {}),
     )
-    log.info("%d chunks, %d tokens; truncated tokens: 0", len(table), sum(table["tokens"].to_pylist()))
+    tokens = table["tokens"].to_numpy()
+    truncated = np.maximum(tokens - embedder.max_tokens, 0).sum()
+    log.info("%d chunks, %d tokens; truncated tokens: %d", len(table), tokens.sum(), truncated)
 
 
 def _segments(transcripts: Path) -> dict[str, list[Segment]]:
