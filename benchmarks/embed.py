@@ -257,10 +257,10 @@ def row(name: str, found: Figures, *more: str) -> str:
     """One line of a table."""
     cells = (
         name,
-        f"{found.texts:.1f}",
+        f"{found.texts:.3g}",
         f"{found.tokens:,.0f}",
         f"{found.of_peak:.0%}",
-        f"{32 / found.texts:.2g}",
+        f"{32 / found.texts:.3g}",
         list_hours(found.texts),
         f"{found.ratio:.2f}x",
         *more,

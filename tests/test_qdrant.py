@@ -346,6 +346,13 @@ def test_what_exists_is_searchable_before_the_rest_and_the_final_load_completes_
     assert (receipt.videos, receipt.points) == (5, 8)
 
 
+def test_what_was_measured_of_an_int8_model_makes_no_other_collection(corpus):
+    corpus.write("00000", {"aaa": ["one"]}, quality={"passages": 128, "least_cosine": 0.999})
+    corpus.write("00001", {"bbb": ["two"]}, quality={"passages": 64, "least_cosine": 0.998})
+    corpus.load()
+    assert set(corpus.texts()) == {"aaa", "bbb"}
+
+
 def test_a_new_chunking_is_a_new_collection_and_readers_never_see_half_of_it(corpus):
     old = corpus.load().collection
     before = corpus.texts()
