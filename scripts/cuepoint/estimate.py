@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cuepoint import devices
+from cuepoint.bottleneck import SIZES
 from cuepoint.chunks import Segment, chunk_video
 from cuepoint.errors import DataError
 from cuepoint.layout import Layout
 from cuepoint.receipts import Receipt, read_receipt
 from cuepoint.settings import Settings, TranscribeSettings
+from cuepoint.settings.embedding import READY_MADE
 from cuepoint.sources import Entry, read_list
 from cuepoint.states import Status
 from cuepoint.tables import TRANSCRIPTS, VIDEOS, read_table
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 # Assumed where the corpus does not say yet.
 MINUTES = 15.0  # of a video
 WORDS_PER_SECOND = 2.5  # of speech
+TOKENS_PER_WORD = 1.3
 AUDIO_BYTES = 48_000 / 8  # a second: what `download.format_sort` asks for
 TEXT_BYTES = 600  # of a passage with its identifiers and times, compressed
 
@@ -144,6 +147,18 @@ def estimate_embedding(
         of_peak=speed.operations_per_second / peak,
         quality=quality,
     )
+
+
+def least_seconds(name: str, corpus: Corpus, settings: Settings, peak: float) -> float | None:
+    """Seconds for the whole list at the device's `peak` of operations a second: a bound for a model that is not here.
+
+    Known of the ready-made models only; None for others.
+    """
+    if name not in SIZES or settings.embedding.models[name].model != READY_MADE[name]["model"]:
+        return None
+    weights, _ = SIZES[name]
+    words = sum(len(segment.text.split()) for segments in corpus.transcripts for segment in segments)
+    return 2 * weights * TOKENS_PER_WORD * words * corpus.seconds / corpus.transcribed / peak
 
 
 def transcription_rate(

@@ -57,7 +57,7 @@ def estimate(
         rows.append(row)
         if found:
             took[name] = found.seconds
-            notes += [f"{name}, int8: {found.quality}"] if found.quality else []
+            notes += [f"\n{name}: {found.quality}"] if found.quality else []
     if asr:
         row, transcribing = timing.transcription()
         rows.append(row)
@@ -78,14 +78,16 @@ class _Timing:
     seconds: float  # of timing a model
 
     def embedding(self, name: str, peak: float) -> "tuple[_Row, EmbeddingEstimate | None]":
-        from cuepoint.estimate import estimate_embedding
+        from cuepoint.estimate import estimate_embedding, least_seconds
 
         try:
             found = estimate_embedding(
                 name, self.corpus, self.settings, self.layout, threads=self.threads, seconds=self.seconds, peak=peak
             )
         except CuepointError as error:
-            return (name, f"not timed: {error}"), None
+            least = least_seconds(name, self.corpus, self.settings, peak)
+            bound = f"at least {duration(least)} for the whole list, at the rate above; " if least else ""
+            return (name, f"not timed: {bound}{error}"), None
         cells = (
             f"{found.texts_per_second:,.1f}",
             f"{found.tokens_per_second:,.0f}",

@@ -72,8 +72,9 @@ def _from_hub(model: EmbeddingModel) -> ModelFiles:
         ) from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise EnvironmentFault(
-            f"embedding model {model.model!r} cannot be had from Hugging Face ({type(error).__name__}: {error}): check "
-            "its name and the network, or copy it here and set its directory as `model`"
+            f"embedding model {model.model!r} cannot be had from Hugging Face ({type(error).__name__}: "
+            f"{str(error).splitlines()[0]}): check its name and the network, or copy it here and set its directory as "
+            "`model`"
         ) from error
     return ModelFiles(_with_safetensors(path, model), path.name)
 
