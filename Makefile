@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 GPU_REQUIREMENTS := $(if $(shell command -v nvidia-smi),-r requirements-gpu.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format lock generate pictures clean
+.PHONY: help install demo test torture lint format lock generate pictures clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,10 @@ demo: $(VENV)/.installed ## Transcribe, embed and load the demo's clips, then se
 
 test: $(VENV)/.installed-dev lint ## Run all tests
 	$(BIN)/pytest
+
+KILLS ?= 500
+torture: $(VENV)/.installed-dev ## Kill the demo KILLS times (500) and compare what comes out; needs about an hour
+	$(BIN)/python tests/kill_matrix.py --kills $(KILLS)
 
 lint: $(VENV)/.installed-dev ## Check form and rules
 	$(BIN)/ruff check .

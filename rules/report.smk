@@ -8,17 +8,19 @@ localrules:
 
 
 rule report:
-    # What was ingested, how fast, and what held it back. (Every run ends with writing it too, also one that failed.)
+    # What was ingested, how fast, and what held it back. Every run ends with writing these files too, also one that
+    # failed; but after a crash just then nothing would be left to do, and they would stay as they were.
     input:
         get_load_receipts,
     output:
+        ledger=[str(LAYOUT.report / "ledger.parquet"), str(LAYOUT.report / "ledger.csv")],
         report=report(str(LAYOUT.report / "report.html"), category="Cuepoint", labels={"content": "ingestion report"}),
     log:
         str(LAYOUT.logs / "report.log"),
     conda:
         "../envs/report.yaml"
     message:
-        "Writing the report"
+        "Writing the ledger and the report"
     script:
         "../scripts/report.py"
 

@@ -1,10 +1,11 @@
-"""The report of what was ingested, how fast, and what held it back."""
+"""The ledger of all listed videos, and the report of what was ingested, how fast, and what held it back."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cuepoint.jobs import job
 from cuepoint.layout import Layout
+from cuepoint.ledger import write_ledger
 from cuepoint.plan import read_run
 from cuepoint.report import write_report
 from cuepoint.settings import load_settings
@@ -15,4 +16,6 @@ if TYPE_CHECKING:
 with job(snakemake.log[0]):
     settings = load_settings(snakemake.config)
     layout = Layout(settings.results)
-    write_report(layout, settings, read_run(layout), Path(snakemake.output.report))
+    run = read_run(layout)
+    write_ledger(layout, settings, run)
+    write_report(layout, settings, run, Path(snakemake.output.report))

@@ -1,5 +1,6 @@
 """Files that are either whole or not there: write beside the target, fsync, rename."""
 
+import fcntl
 import json
 import os
 import tempfile
@@ -8,21 +9,23 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+SUFFIX = ".tmp"  # of files that are being written
+
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
     """Yield a temporary path in `target`'s directory; on success it is fsynced and renamed to `target`.
 
     Each caller gets a file of its own, so two writers never share one. On an exception the temporary file is removed
-    and `target` stays as it was.
+    and `target` stays as it was; what a killed writer left is removed by the next one.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    fd, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:100]}.", suffix=".tmp")
-    os.fchmod(fd, 0o666 & ~_umask())  # mkstemp makes private files; products follow the user's umask
-    os.close(fd)
-    temporary = Path(name)
+    prefix = f".{target.name[:100]}."
+    _remove_leftovers(target.parent, prefix)
+    fd, temporary = _new_file(target.parent, prefix)
     try:
+        os.fchmod(fd, 0o666 & ~_umask())  # mkstemp makes private files; products follow the user's umask
         yield temporary
         _fsync(temporary)
         temporary.replace(target)
@@ -31,6 +34,8 @@ def atomic_path(target: Path) -> Iterator[Path]:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+    finally:
+        os.close(fd)
 
 
 def write_text(target: Path, text: str) -> None:
@@ -42,6 +47,31 @@ def write_text(target: Path, text: str) -> None:
 def write_json(target: Path, value: Any) -> None:
     """Write `value` to `target` as indented JSON, atomically."""
     write_text(target, json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n")
+
+
+def _new_file(directory: Path, prefix: str) -> tuple[int, Path]:
+    """A new file that stays locked while its descriptor is open: the sign that its writer lives."""
+    while True:
+        fd, name = tempfile.mkstemp(dir=directory, prefix=prefix, suffix=SUFFIX)
+        with suppress(OSError):  # without locks nobody removes leftovers
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        if os.fstat(fd).st_nlink:
+            return fd, Path(name)
+        os.close(fd)  # another writer came between the two calls and took it for a leftover
+
+
+def _remove_leftovers(directory: Path, prefix: str) -> None:
+    """Remove temporary files whose writer was killed."""
+    with os.scandir(directory) as entries:
+        found = [entry.path for entry in entries if entry.name.startswith(prefix) and entry.name.endswith(SUFFIX)]
+    for path in found:
+        with suppress(OSError):  # its writer lives, or another one has just removed it
+            fd = os.open(path, os.O_RDWR)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                Path(path).unlink()
+            finally:
+                os.close(fd)
 
 
 def _fsync(path: Path) -> None:

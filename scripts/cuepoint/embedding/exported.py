@@ -210,9 +210,12 @@ def _weights_to_int8(graph: Any) -> None:
 
 @contextmanager
 def _whole_directory(target: Path) -> Iterator[Path]:
-    """A new directory that becomes `target` only when it is complete."""
+    """A new directory that becomes `target` only when it is complete. The caller holds the lock of `target`."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".new-") as folder:
+    prefix = f".new-{target.name}-"
+    for killed in target.parent.glob(f"{prefix}*"):
+        shutil.rmtree(killed, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=prefix) as folder:
         made = Path(folder) / target.name
         made.mkdir()
         yield made

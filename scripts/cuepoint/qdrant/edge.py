@@ -207,6 +207,8 @@ class EdgeStore:
 
     def drop_previous(self, name: str, *, others: bool) -> list[str]:
         """Remove states that no name stands for and that nobody reads; with `others` also of earlier collections."""
+        for killed in self.directory.glob(f".*{REMOVED}"):  # nobody reads these: see `_remove_unread`
+            shutil.rmtree(killed, ignore_errors=True)
         current = self.published(name)
         in_use = {pointer.target(self.directory, each) for each in pointer.names(self.directory)}
         dropped = []
