@@ -34,7 +34,7 @@ test: $(VENV)/.installed-dev lint ## Run all tests
 
 KILLS ?= 500
 torture: $(VENV)/.installed-dev ## Kill the demo KILLS times (500) and compare what comes out; needs about an hour
-	$(BIN)/python tests/kill_matrix.py --kills $(KILLS)
+	$(BIN)/python tests/kill_matrix.py --kills $(KILLS) --page docs/robustness.md
 
 lint: $(VENV)/.installed-dev ## Check form and rules
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """The kill matrix: the demo is killed at many points, run again each time, and must end as if nothing had happened.
 
-    python tests/kill_matrix.py --kills 500 --seed 1      (`make torture`)
+    python tests/kill_matrix.py --kills 500      (`make torture`)
 
 A *chain* is one project over 24 listed videos in shards of four. Its run is killed at a point chosen by the seed, the
 same command is given again and killed again, until no kill is left for it; then the last run must end well and all
@@ -24,6 +24,7 @@ import argparse
 import base64
 import json
 import os
+import pickle
 import random
 import re
 import shutil
@@ -91,13 +92,12 @@ class Watched:
     events: list[dict] = field(default_factory=list)  # of all runs so far, each with the number of its `run`
     runs: int = 0
 
-    def run(self, kill: Kill | None = None):
-        """Run the command to its end, however it comes; returns its exit status, what it said, and what killed it."""
+    def run(self, *kills: Kill):
+        """Run the command to its end, however it comes; returns its exit status, what it said, and what killed."""
         self.watch.mkdir(exist_ok=True)
         for name in ("kill.json", "reached"):
             (self.watch / name).unlink(missing_ok=True)
-        if kill:
-            (self.watch / "kill.json").write_text(json.dumps(vars(kill)))
+        (self.watch / "kill.json").write_text(json.dumps([vars(kill) for kill in kills]))
         path = os.pathsep.join(filter(None, [str(INJECTED), os.environ.get("PYTHONPATH")]))
         environment = self.project.environment | {"CUEPOINT_WATCH": str(self.watch), "PYTHONPATH": path}
         if self.broken:
@@ -114,8 +114,8 @@ class Watched:
                 _end_all(process.pid)
                 raise Violation(f"the run did not end in {LIMIT} s, see {log}") from None
         new = self._new_events()
-        killed = next((event for event in new if event.get("killed")), None)
-        if not (killed and killed["orphan"]):
+        killed = [event for event in new if event.get("killed")]
+        if not any(event["orphan"] for event in killed):
             self._wait_for_rest(new)
         new += self._new_events()
         return status, log.read_text(), killed
@@ -296,21 +296,33 @@ class Phase:
 
 
 class Matrix:
-    """Runs chains until there were enough kills, and counts them."""
+    """Runs chains until there were enough kills, and counts them.
+
+    What was counted is kept in `directory`, so that another process over the same directory goes on from there.
+    """
 
     def __init__(self, directory: Path, seed: int, broken: str | None = None):
         self.directory, self.seed, self.broken = directory, seed, broken
         self.hits: Counter[Kill] = Counter()
         self.orphans = self.chains = 0
+        self.seconds = 0.0
+        self.phases: list[Phase] = []
+        self.deadline = float("inf")
+        self.kept = directory / "matrix.pickle"
+        if self.kept.exists():
+            vars(self).update(pickle.loads(self.kept.read_bytes()))
+
+    def keep(self):
+        names = ("hits", "orphans", "chains", "seconds", "phases", "model")
+        self.kept.write_bytes(pickle.dumps({name: getattr(self, name) for name in names}))
 
     @property
     def total(self):
-        return sum(self.hits.values())
+        return self.hits.total()
 
     def reference(self, site):
         """Uninterrupted runs over the 24 videos, over two fewer, and over all again."""
         watched = self._new_project("reference", site)
-        self.phases = []
         for name in (*LISTS, "24 videos"):
             watched.project.list(*LISTS[name])
             before = len(watched.events)
@@ -330,15 +342,14 @@ class Matrix:
         watched = self._new_project(f"chain-{self.chains}", site)
         if self.chains % 4 != 1:  # the export of the model takes as long as all the rest
             shutil.copytree(self.model, Layout(watched.project.results).exported_model("x").parent)
-        for phase, budget in zip(self.phases, budgets, strict=True):
+        for phase, room in zip(self.phases, budgets, strict=True):
+            budget = min(room, kills)
             watched.project.list(*LISTS[phase.name])
             began, ended, log = len(watched.events), False, ""
-            for _ in range(min(budget, kills)):
-                kill = self._choose(choose, phase, watched)
-                ended, log = self._kill(watched, kill)
-                if ended:
-                    break
-                kills -= 1
+            while budget > 0 and not ended and time.time() < self.deadline:
+                done, ended, log = self._kill(watched, self._choose(choose, phase, watched))
+                budget -= done
+                kills -= done
             if not ended:
                 status, log, _ = watched.run()
                 if status:
@@ -347,7 +358,7 @@ class Matrix:
             check_work(watched.events[began:], where)
             check_equal(results_of(watched.project), phase.results, where)
             check_tidy(watched.project, idle="Nothing to be done" in log)
-            if not kills:
+            if kills <= 0 or time.time() > self.deadline:
                 break
         status, log, _ = watched.run()
         if status or "Nothing to be done" not in log:
@@ -365,23 +376,31 @@ class Matrix:
         (project.directory / "clips").symlink_to(CLIPS)
         return Watched(project, self.directory / name / "watch", self.broken)
 
-    def _kill(self, watched, kill):
-        """Run with a kill; whether the run came to a good end all the same (or before it), and what it said."""
-        status, log, killed = watched.run(kill)
-        if killed is None:
+    def _kill(self, watched, kills):
+        """Run with kills: how many came, whether the run ended well all the same (or before them), and what it said."""
+        status, log, events = watched.run(*kills)
+        for kill, event in zip(kills, events, strict=False):
+            self.hits[kill] += 1
+            self.orphans += event["orphan"]
+            print(f"{self.total:4} chain {self.chains}: {kill}{' (orphan)' * event['orphan']}", flush=True)
+        if not events:
+            print(f"     chain {self.chains}: the run ended before {kills[0]}", flush=True)
             if status:
                 raise Violation(f"the run failed by itself ({watched.watch}):\n{log[-3000:]}")
-            print(f"     chain {self.chains}: the run ended before {kill}", flush=True)
-            return True, log
-        self.hits[kill] += 1
-        self.orphans += killed["orphan"]
-        print(f"{self.total:4} chain {self.chains}: {kill}{' (orphan)' * killed['orphan']}, exit {status}", flush=True)
-        if status == 0 and kill.whom == "script" and kill.signal != "SIGINT":  # which Python may swallow at its end
-            raise Violation(f"a script was killed and the run says that all is well: {kill}")
+        # Python may swallow a KeyboardInterrupt in the last moments of a script.
+        if status == 0 and any(event["killed"] == "script" and event["signal"] != "SIGINT" for event in events):
+            raise Violation(f"a script was killed and the run says that all is well: {kills}")
         check_whole(watched.project)
-        return status == 0, log
+        return len(events), status == 0, log
 
     def _choose(self, choose, phase, watched):
+        """Kills for one run. The run goes on when only a script was killed, so then another one follows."""
+        kills = [self._choose_one(choose, phase, watched, [])]
+        while kills[-1].whom == "script" and len(kills) < 4:
+            kills.append(self._choose_one(choose, phase, watched, kills))
+        return kills
+
+    def _choose_one(self, choose, phase, watched, chosen):
         """A point that was hit least, of a stage that has work left; it comes soon, so that much is left for others."""
         project = watched.project
         left = work_left(project, phase)
@@ -390,11 +409,16 @@ class Matrix:
             cells = [cell for cell in cells if cell[0] != "plan"]
         if any(Layout(project.results).exported_model("x").parent.glob("*/model.json")):
             cells = [cell for cell in cells if cell != ("embed", "inside the export")]
-        seen = Counter((kill.stage, kill.point) for kill in self.hits.elements())
+        if chosen:  # in the same run: what comes after what it has done already
+            cells = [
+                cell for cell in cells if cell[0] != "plan" and STAGES.index(cell[0]) >= STAGES.index(chosen[-1].stage)
+            ]
+        past = [*self.hits.elements(), *chosen]
+        seen = Counter((kill.stage, kill.point) for kill in past)
         stage, point = min(cells, key=lambda cell: (seen[cell], choose.random()))
         whom = WHOM[:2] if stage in MAIN_STAGES else WHOM
         ways = [(who, signal) for who in whom for signal in SIGNALS]
-        used = Counter((kill.whom, kill.signal) for kill in self.hits.elements())
+        used = Counter((kill.whom, kill.signal) for kill in past)
         who, signal = min(ways, key=lambda way: (used[way], choose.random()))
         soon = phase.passed[stage, point] * left[stage]
         return Kill(stage, point, choose.randint(1, max(1, int(soon))), who, signal)
@@ -436,31 +460,52 @@ def work_left(project, phase):
     return left | {"plan": 1} | last
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--break", dest="broken", choices=["lock", "rename", "cache"], help="see that it is noticed")
-    parser.add_argument("--directory", type=Path, help="where to work (kept when something is wrong)")
-    options = parser.parse_args()
-    directory = options.directory or Path(tempfile.mkdtemp(prefix="kill-matrix-"))
-    matrix = torture(directory, options.kills, options.seed, options.broken)
-    print(matrix.table())
-
-
-def torture(directory, kills, seed, broken=None):
+def torture(directory, kills, seed, broken=None, minutes=float("inf")):
     """Run chains until there were `kills` kills; raises Violation when a promise was not kept."""
-    began = time.time()
+    directory.mkdir(parents=True, exist_ok=True)
     matrix = Matrix(directory, seed, broken)
+    before, began = matrix.seconds, time.time()
+    matrix.deadline = began + 60 * minutes
     with Site(CLIPS, MANIFEST) as site:
-        matrix.reference(site)
-        print(f"reference: {time.time() - began:.0f} s", flush=True)
-        while matrix.total < kills:
+        if not matrix.phases:
+            matrix.reference(site)
+            print(f"reference: {time.time() - began:.0f} s", flush=True)
+        while matrix.total < kills and time.time() < matrix.deadline:
             matrix.chain(site, kills - matrix.total)
-            print(f"{matrix.total} kills, {matrix.orphans} orphans, {time.time() - began:.0f} s", flush=True)
-    if kills >= 50 and (missed := matrix.missed()):
+            matrix.seconds = before + time.time() - began
+            matrix.keep()
+            print(f"{matrix.total} kills, {matrix.orphans} orphans, {matrix.seconds:.0f} s", flush=True)
+    if matrix.total >= 50 and (missed := matrix.missed()):
         raise Violation(f"no kill hit {missed}")
     return matrix
+
+
+def write_page(page, matrix):
+    """Put the figures between the marks in a page of the documentation."""
+    text = page.read_text(encoding="utf-8")
+    figures = (
+        f"{matrix.total} kills in {matrix.chains} chains, {matrix.orphans} of them with a script that outlived its "
+        f"Snakemake; {matrix.seconds / 60:.0f} minutes. Everything held.\n\n{matrix.table()}\n"
+    )
+    start, end = "<!-- kills -->\n", "<!-- /kills -->"
+    before, _, rest = text.partition(start)
+    page.write_text(before + start + figures + end + rest.partition(end)[2], encoding="utf-8")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=50, help="stop after so many")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="or begin no other kill after this time")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--break", dest="broken", choices=["lock", "rename", "cache"], help="see that it is noticed")
+    parser.add_argument("--directory", type=Path, help="where to work, and to go on from an earlier call")
+    parser.add_argument("--page", type=Path, help="page of the documentation to write the figures into")
+    options = parser.parse_args()
+    directory = options.directory or Path(tempfile.mkdtemp(prefix="kill-matrix-"))
+    matrix = torture(directory, options.kills, options.seed, options.broken, options.minutes)
+    print(matrix.table())
+    if options.page:
+        write_page(options.page, matrix)
 
 
 if __name__ == "__main__":

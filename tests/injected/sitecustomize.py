@@ -4,8 +4,8 @@ Nothing in the code under test knows of it. `tests/kill_matrix.py` puts this dir
 directory of its own in CUEPOINT_WATCH, which holds
 
 - `events.jsonl`: what was done, one line each: who (`pid`), in which stage, which point was reached, about what;
-- `kill.json`: the point at which to kill (`stage`, `point`, `nth` time), whom (`tree`, `snakemake` or `script`), and
-  the `signal`; gone when that was done.
+- `kill.json`: the kills to come, one after the other: at which point (`stage`, `point`, `nth` time since the last),
+  whom (`tree`, `snakemake` or `script`), and the `signal`.
 
 CUEPOINT_WATCH_BREAK names a guarantee to break, to see that the harness notices.
 """
@@ -69,17 +69,22 @@ def reached(stage, point, about):
 
 
 def _is_due(stage, point):
-    try:
-        plan = json.loads((WATCH / "kill.json").read_text())
-    except (OSError, ValueError):
-        return False
-    if (plan.get("stage"), plan.get("point")) != (stage, point) or (WATCH / "pinned").exists():
+    if (WATCH / "pinned").exists():
         return False
     with alone():
+        plan = next(iter(_kills()), {})
+        if (plan.get("stage"), plan.get("point")) != (stage, point):
+            return False
         counter = WATCH / "reached"
         number = 1 + (len(counter.read_bytes()) if counter.exists() else 0)
         counter.write_bytes(b"." * number)
-    return number == plan["nth"]
+        return number == plan["nth"]
+
+
+def _kills():
+    with suppress(OSError, ValueError):
+        return json.loads((WATCH / "kill.json").read_text())
+    return []
 
 
 # --- Killing ---------------------------------------------------------------------------------------------------------
@@ -88,8 +93,10 @@ def _is_due(stage, point):
 def kill(stage, point, about):
     import psutil
 
-    plan = json.loads((WATCH / "kill.json").read_text())
-    (WATCH / "kill.json").unlink()
+    with alone():
+        plan, *later = _kills()
+        (WATCH / "kill.json").write_text(json.dumps(later))
+        (WATCH / "reached").unlink()
     main, number = int(os.environ[MAIN]), signal.Signals[plan["signal"]]
     orphan = plan["whom"] == "snakemake" and SCRIPT and number == signal.SIGKILL and _held
     if orphan:
