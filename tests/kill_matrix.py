@@ -61,7 +61,7 @@ STAGES = ("plan", "snakemake", "download", "transcribe", "embed", "load", "repor
 WHOM = ("tree", "snakemake", "script")
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT")
 MAIN_STAGES = {"plan", "snakemake", "end"}  # whose points are in Snakemake's own process: there is no script to kill
-CACHED = re.compile(r"\.state/cache/(receipt|transcribe|embed)/")
+CACHED = re.compile(r"\.state/cache/(receipt|transcribe|embed)/../([^.]+)")  # the result of a video in a stage
 
 
 @dataclass(frozen=True)
@@ -250,7 +250,7 @@ def check_work(events, phase):
             case "second writer" | "never met":
                 raise Violation(f"{phase}: {event}")
             case "after rename" if CACHED.search(event["about"]):
-                stored[event["about"]] += 1
+                stored[" of ".join(CACHED.search(event["about"]).groups())] += 1
             case "work":
                 if job in finished:
                     raise Violation(f"{phase}: {event['stage']} of {event['about']} ran again after it was finished")
@@ -301,8 +301,8 @@ class Matrix:
     What was counted is kept in `directory`, so that another process over the same directory goes on from there.
     """
 
-    def __init__(self, directory: Path, seed: int, broken: str | None = None):
-        self.directory, self.seed, self.broken = directory, seed, broken
+    def __init__(self, directory: Path, seed: int):
+        self.directory, self.seed = directory, seed
         self.hits: Counter[Kill] = Counter()
         self.orphans = self.chains = 0
         self.seconds = 0.0
@@ -334,6 +334,39 @@ class Matrix:
             self.phases.append(Phase(name, results_of(watched.project), Counter(cells)))
         check_tidy(watched.project)
         self.model = Layout(watched.project.results).exported_model("x").parent
+
+    def run(self, site, kills, minutes=float("inf")):
+        """Run chains until there were `kills` kills, or for so long; raises Violation when a promise was not kept."""
+        before, began = self.seconds, time.time()
+        self.deadline = began + 60 * minutes
+        if not self.phases:
+            self.reference(site)
+        while self.total < kills and time.time() < self.deadline:
+            self.chain(site, kills - self.total)
+            self.seconds = before + time.time() - began
+            self.keep()
+            print(f"{self.total} kills, {self.orphans} orphans, {self.seconds:.0f} s", flush=True)
+        missed = [stage for stage in STAGES if not any(kill.stage == stage for kill in self.hits)]
+        if self.total >= 50 and missed:
+            raise Violation(f"no kill hit {missed}")
+
+    def once(self, site, kill, broken=None):
+        """One kill while a shard of the reference is transcribed again; `broken` names a promise that is not kept."""
+        directory = self.directory / f"once-{broken}"
+        project = Project(self.directory / "reference" / "project", site.proxy_url).copy(directory / "project")
+        made = ("transcripts/00001*", "videos/00001*", ".state/cache/transcribe/*/*", "qdrant/cuepoint-*.json")
+        for path in [path for pattern in made for path in project.results.glob(pattern)]:
+            path.unlink()
+        watched = Watched(project, directory / "watch", broken)
+        _, log, events = watched.run(kill)
+        if not events:
+            raise Violation(f"{kill} did not come:\n{log[-2000:]}")
+        check_whole(project)
+        status, log, _ = watched.run()
+        check_work(watched.events, f"{kill} without {broken}")
+        if status:
+            raise Violation(f"the run after {kill} failed:\n{log[-2000:]}")
+        check_equal(results_of(project), self.phases[-1].results, str(kill))
 
     def chain(self, site, kills, budgets=(16, 6, 6)):
         """One project through all phases, with at most `kills` kills."""
@@ -374,7 +407,7 @@ class Matrix:
             qdrant={"max_delete_share": 0.5},
         )
         (project.directory / "clips").symlink_to(CLIPS)
-        return Watched(project, self.directory / name / "watch", self.broken)
+        return Watched(project, self.directory / name / "watch")
 
     def _kill(self, watched, kills):
         """Run with kills: how many came, whether the run ended well all the same (or before them), and what it said."""
@@ -440,10 +473,6 @@ class Matrix:
     def _cells(self):
         return {cell for phase in self.phases for cell in phase.passed}
 
-    def missed(self):
-        """Stages that were never hit."""
-        return [stage for stage in STAGES if not any(kill.stage == stage for kill in self.hits)]
-
 
 def work_left(project, phase):
     """Stage -> the share of its points among which the next kill is chosen; stages without work are left out."""
@@ -458,26 +487,6 @@ def work_left(project, phase):
     left = {stage: (1 - share) / 3 for stage, share in done.items() if share < 1 and phase.passed[stage, "work"]}
     last = {"snakemake": max(left.values())} if left else {"load": 1, "report": 1, "end": 1, "snakemake": 1}
     return left | {"plan": 1} | last
-
-
-def torture(directory, kills, seed, broken=None, minutes=float("inf")):
-    """Run chains until there were `kills` kills; raises Violation when a promise was not kept."""
-    directory.mkdir(parents=True, exist_ok=True)
-    matrix = Matrix(directory, seed, broken)
-    before, began = matrix.seconds, time.time()
-    matrix.deadline = began + 60 * minutes
-    with Site(CLIPS, MANIFEST) as site:
-        if not matrix.phases:
-            matrix.reference(site)
-            print(f"reference: {time.time() - began:.0f} s", flush=True)
-        while matrix.total < kills and time.time() < matrix.deadline:
-            matrix.chain(site, kills - matrix.total)
-            matrix.seconds = before + time.time() - began
-            matrix.keep()
-            print(f"{matrix.total} kills, {matrix.orphans} orphans, {matrix.seconds:.0f} s", flush=True)
-    if matrix.total >= 50 and (missed := matrix.missed()):
-        raise Violation(f"no kill hit {missed}")
-    return matrix
 
 
 def write_page(page, matrix):
@@ -497,12 +506,14 @@ def main():
     parser.add_argument("--kills", type=int, default=50, help="stop after so many")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="or begin no other kill after this time")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--break", dest="broken", choices=["lock", "rename", "cache"], help="see that it is noticed")
     parser.add_argument("--directory", type=Path, help="where to work, and to go on from an earlier call")
     parser.add_argument("--page", type=Path, help="page of the documentation to write the figures into")
     options = parser.parse_args()
     directory = options.directory or Path(tempfile.mkdtemp(prefix="kill-matrix-"))
-    matrix = torture(directory, options.kills, options.seed, options.broken, options.minutes)
+    directory.mkdir(parents=True, exist_ok=True)
+    matrix = Matrix(directory, options.seed)
+    with Site(CLIPS, MANIFEST) as site:
+        matrix.run(site, options.kills, options.minutes)
     print(matrix.table())
     if options.page:
         write_page(options.page, matrix)

@@ -33,6 +33,7 @@ AT_THE_END = {"ledger.parquet", "ledger.csv", "report.html"}  # files that the m
 SCRIPT = next((found[1] for text in sys.orig_argv if (found := re.search(r"/tmp\w+\.(\w+)\.py$", text))), None)
 
 _held: set[str] = set()  # locks of this process
+_begun: set[tuple[str, str]] = set()  # what this process works on: (stage, name)
 
 
 # --- What is noted ---------------------------------------------------------------------------------------------------
@@ -98,7 +99,7 @@ def kill(stage, point, about):
         (WATCH / "kill.json").write_text(json.dumps(later))
         (WATCH / "reached").unlink()
     main, number = int(os.environ[MAIN]), signal.Signals[plan["signal"]]
-    orphan = plan["whom"] == "snakemake" and SCRIPT and number == signal.SIGKILL and _held
+    orphan = plan["whom"] == "snakemake" and SCRIPT and number == signal.SIGKILL and _begun
     if orphan:
         (WATCH / "pinned").write_text(str(os.getpid()))
     note(stage, point, about, killed=plan["whom"], signal=plan["signal"], orphan=bool(orphan))
@@ -120,12 +121,11 @@ def kill(stage, point, about):
 def _wait_to_be_met():
     """Work on only when the next run waits for this orphan, or has begun the same work beside it."""
     began, mine = time.monotonic(), os.getpid()
-    keys = {(event["stage"], event["about"]) for event in noted() if event["pid"] == mine and event["point"] == "work"}
     while time.monotonic() - began < PATIENCE:
         for event in noted():
             if event["pid"] != mine and (
                 (event["point"] == "waits" and event["about"] in _held)
-                or (event["point"] == "second writer" and (event["stage"], event["about"]) in keys)
+                or (event["point"] == "second writer" and (event["stage"], event["about"]) in _begun)
             ):
                 note(SCRIPT, "met", event["about"])
                 (WATCH / "pinned").unlink()
@@ -240,10 +240,11 @@ def working(owner, name, about):
                     note(SCRIPT, "second writer", key)
             mark.parent.mkdir(exist_ok=True)
             mark.write_text(json.dumps([me.pid, me.create_time()]))
+        _begun.add((SCRIPT, key))
         reached(SCRIPT, "work", key)
         result = function(*arguments, **options)
-        mark.unlink(missing_ok=True)
         reached(SCRIPT, "end of work", key)
+        mark.unlink(missing_ok=True)
         return result
 
     setattr(owner, name, wrapped)
