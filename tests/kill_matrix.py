@@ -341,6 +341,7 @@ class Matrix:
         self.deadline = began + 60 * minutes
         if not self.phases:
             self.reference(site)
+            self.keep()
         while self.total < kills and time.time() < self.deadline:
             self.chain(site, kills - self.total)
             self.seconds = before + time.time() - began
@@ -399,6 +400,7 @@ class Matrix:
         shutil.rmtree(watched.project.directory.parent)
 
     def _new_project(self, name, site):
+        shutil.rmtree(self.directory / name, ignore_errors=True)  # of a call that was broken off
         project = Project.create(
             self.directory / name / "project",
             site.proxy_url,

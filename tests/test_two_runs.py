@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import re
+import signal
 import socket
 import subprocess
 import threading
@@ -12,6 +13,7 @@ import time
 import pytest
 from conftest import CLIPS, MANIFEST, Project, Site
 
+from cuepoint import runs
 from cuepoint.atomic import write_text
 from cuepoint.errors import EnvironmentFault, LockedError
 from cuepoint.layout import Layout
@@ -157,3 +159,21 @@ def test_a_lock_of_a_process_that_was_killed_is_free(tmp_path):
         hold(tmp_path / "run.lock", "a run", wait=False),
     ):
         pytest.fail("two hold it")
+
+
+def test_sigterm_ends_a_run_also_while_its_main_thread_holds_the_scheduler_s_lock():
+    lock, stopped = threading.Lock(), threading.Event()
+
+    def exit_gracefully():
+        with lock:
+            stopped.set()
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        runs.stop_on_sigterm(exit_gracefully)
+        with lock:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert not stopped.wait(0.1)
+        assert stopped.wait(30)
+    finally:
+        signal.signal(signal.SIGTERM, before)

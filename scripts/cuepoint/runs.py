@@ -1,8 +1,11 @@
 """A run from its start to its end, as the main Snakemake process sees it: plan, lock, ledger."""
 
 import logging
-from collections.abc import Collection
-from contextlib import AbstractContextManager
+import os
+import signal
+import threading
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, suppress
 
 from cuepoint import ledger, qdrant
 from cuepoint.download.cookies import credentials
@@ -45,6 +48,23 @@ def begin(draft: Draft, layout: Layout, targets: Collection[str]) -> None:
     """Write the drafted run down; from here on editing the list changes nothing in it."""
     if not _is_side_run(targets):
         write_run(draft, layout)
+
+
+def stop_on_sigterm(stop: Callable[[], object]) -> None:
+    """Have SIGTERM call `stop` in a thread of its own.
+
+    Snakemake's own handler runs in the main thread and takes a lock that this very thread holds whenever it notes that
+    a job has ended: hit then, the run would hang for ever and keep others out (tried with 9.27.1).
+    """
+    told, tell = os.pipe()
+
+    def wait() -> None:
+        while os.read(told, 1):
+            stop()
+
+    threading.Thread(target=wait, name="sigterm", daemon=True).start()
+    with suppress(ValueError):  # not in the main thread of the process: then nobody handles signals here
+        signal.signal(signal.SIGTERM, lambda *_: os.write(tell, b"."))
 
 
 def end(settings: Settings, layout: Layout, run: Run) -> None:
