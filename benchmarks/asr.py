@@ -85,14 +85,22 @@ class Options:
 
 def run_side(side: str, files: list[Path], options: Options) -> dict[str, Any]:
     """Transcribe the files in this process; what it took. Runs in a process of its own."""
-    before, cpu_before = time.perf_counter(), _cpu_seconds()
-    busy, texts = {"stage": _stage, "batched": _batched, "sequential": _sequential}[side](files, options)
-    wall = time.perf_counter() - before
+    transcribe = {"stage": _stage, "batched": _batched, "sequential": _sequential}[side]
+    with tempfile.TemporaryDirectory() as folder:
+        watch = Path(folder, "watch.parquet")
+        with Telemetry(watch, stage="benchmark", name=side) as telemetry:
+            if devices.count():
+                telemetry.watch_gpu(devices.gpus()[0].uuid)
+            before, cpu_before = time.perf_counter(), _cpu_seconds()
+            in_model, texts = transcribe(files, options)
+            wall, cpu = time.perf_counter() - before, _cpu_seconds() - cpu_before
+        on_gpu = [busy for busy in read_telemetry(watch)[1]["gpu_busy"].to_pylist() if busy is not None]
     return {
         "wall": wall,
-        "cpu": _cpu_seconds() - cpu_before,
+        "cpu": cpu,
         "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "busy": busy / wall,
+        "busy": in_model / wall,
+        "gpu": statistics.mean(on_gpu) if on_gpu else 0.0,
         "text": texts,
     }
 
@@ -204,6 +212,7 @@ def measure(side: str, files: list[Path], options: Options) -> dict[str, Any]:
         "cpu": sum(run["cpu"] for run in runs),
         "rss": max(run["rss"] for run in runs),
         "busy": sum(run["busy"] * run["wall"] for run in runs) / wall,
+        "gpu": sum(run["gpu"] * run["wall"] for run in runs) / wall,
     }
 
 
@@ -232,18 +241,19 @@ def compare(name: str, minutes: list[float], options: Options, *, rounds: int, s
     price = "GPU-hours" if devices.count() else "core-hours"
     print(f"\n### {name}: {len(minutes)} files, {hours * 60:.0f} minutes\n")
     print(
-        "| side | wall s | CPU s | peak RSS MB | audio-hours per hour | wall time in the model | "
+        "| side | wall s | CPU s | peak RSS MB | audio-hours per hour | wall time in the model | GPU busy | "
         f"{price} for {JOB:,} h | stage is faster by |"
     )
-    print("|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|")
     for side, measured in runs.items():
-        wall, cpu, rss, busy = (
-            statistics.median(run[key] for run in measured) for key in ("wall", "cpu", "rss", "busy")
+        wall, cpu, rss, busy, gpu = (
+            statistics.median(run[key] for run in measured) for key in ("wall", "cpu", "rss", "busy", "gpu")
         )
         ratios = [mine["wall"] / stage["wall"] for mine, stage in zip(measured, runs["stage"], strict=True)]
         devices_held = 1 if devices.count() else options.threads
         print(
             f"| {side} | {wall:.1f} | {cpu:.1f} | {rss / 1e6:.0f} | {hours * 3600 / wall:.1f} | {busy:.0%} | "
+            f"{format(gpu, '.0%') if devices.count() else ''} | "
             f"{devices_held * JOB * wall / hours / 3600:.1f} | "
             f"{statistics.median(ratios):.2f}x ({min(ratios):.2f}-{max(ratios):.2f}) |"
         )
