@@ -1,5 +1,6 @@
 """GPUs: seen through the driver, leased one to a job. There is no GPU here, so the driver is a stand-in in C."""
 
+import ctypes
 import shutil
 import subprocess
 import sys
@@ -84,3 +85,18 @@ def test_a_missing_cuda_library_is_named_with_the_package_that_brings_it(monkeyp
     monkeypatch.setattr(devices, "_LIBRARIES", ("libcublas.so.0",))
     with pytest.raises(EnvironmentFault, match=r"libcublas\.so\.0.*pip install nvidia-cublas-cu12"):
         devices.load_cuda_libraries()
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler for the stand-in libraries")
+def test_cuda_libraries_are_found_where_pip_puts_them(tmp_path, monkeypatch):
+    folder = tmp_path / "nvidia" / "cublas" / "lib"
+    folder.mkdir(parents=True)
+    (tmp_path / "empty.c").write_text("")
+    names = ("libcublasLt-stand-in.so.12", "libcublas-stand-in.so.12")
+    for name in names:
+        subprocess.run(["cc", "-shared", "-o", folder / name, f"-Wl,-soname,{name}", tmp_path / "empty.c"], check=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(devices, "_LIBRARIES", names)
+    devices.load_cuda_libraries()
+    for name in names:
+        ctypes.CDLL(name)  # as CTranslate2 opens them: by name, from where they are loaded already
