@@ -1,7 +1,11 @@
 """Telemetry: rows while a job runs and after it, and never the reason why a job fails."""
 
+import ctypes
 import os
+import shutil
+import subprocess
 
+import pynvml
 import pytest
 
 from cuepoint import telemetry
@@ -39,6 +43,37 @@ def test_a_running_job_can_be_read_and_a_phase_counts_while_it_is_open(tmp_path,
                 continue  # the first line is not written yet
             rows = table.to_pylist()
     assert "ended" not in job
+
+
+NVML = r"""
+#include <string.h>
+int nvmlInitWithFlags(unsigned flags) { return 0; }
+int nvmlDeviceGetHandleByUUID(const char *uuid, void **device) { *device = (void *)uuid; return strcmp(uuid, "GPU-a"); }
+int nvmlDeviceGetName(void *device, char *name, unsigned length) { strcpy(name, "Some GPU"); return 0; }
+int nvmlDeviceGetMemoryInfo(void *device, unsigned long long *memory) {
+  memory[0] = 8ull << 30; memory[1] = 5ull << 30; memory[2] = 3ull << 30; return 0; }
+int nvmlDeviceGetUtilizationRates(void *device, unsigned *rates) { rates[0] = 87; rates[1] = 20; return UTILIZATION; }
+"""
+NOT_SUPPORTED = 3
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler for the stand-in of NVML")
+@pytest.mark.parametrize(("answer", "busy"), [(0, 0.87), (NOT_SUPPORTED, None)])
+def test_the_watched_gpu_is_sampled_as_far_as_it_tells(tmp_path, monkeypatch, answer, busy):
+    # There is no GPU here: NVML is a stand-in in C behind its real Python binding.
+    (tmp_path / "nvml.c").write_text(NVML)
+    library = tmp_path / f"nvml-{answer}.so"
+    command = ["cc", "-shared", "-fPIC", "-w", f"-DUTILIZATION={answer}", "-o", library, tmp_path / "nvml.c"]
+    subprocess.run(command, check=True)
+    monkeypatch.setattr(pynvml, "nvmlLib", ctypes.CDLL(str(library)))
+    monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
+    path = tmp_path / "s00001.parquet"
+    with Telemetry(path, stage="transcribe", name="s00001") as measured:
+        measured.watch_gpu("GPU-a")
+    job, table = read_telemetry(path)
+    assert job["gpu"] == "Some GPU"
+    assert table["gpu_busy"].to_pylist()[-1] == busy
+    assert table["gpu_memory"].to_pylist()[-1] == 3 * 2**30
 
 
 def test_the_error_that_ended_a_job_passes_through_and_is_kept(tmp_path):

@@ -144,15 +144,15 @@ class Telemetry:
         return row | {f"phase_{name}": round(seconds, 3) for name, seconds in phases.items()}
 
     def _gpu_sample(self) -> dict[str, float | None]:
-        if self._gpu is None:
-            return {"gpu_busy": None, "gpu_memory": None}
-        import pynvml
+        found: dict[str, float | None] = {"gpu_busy": None, "gpu_memory": None}
+        if self._gpu is not None:
+            import pynvml
 
-        try:
-            busy = pynvml.nvmlDeviceGetUtilizationRates(self._gpu).gpu / 100
-            return {"gpu_busy": busy, "gpu_memory": pynvml.nvmlDeviceGetMemoryInfo(self._gpu).used}
-        except pynvml.NVMLError:
-            return {"gpu_busy": None, "gpu_memory": None}
+            with suppress(pynvml.NVMLError):
+                found["gpu_memory"] = pynvml.nvmlDeviceGetMemoryInfo(self._gpu).used
+            with suppress(pynvml.NVMLError):  # a MIG slice does not tell
+                found["gpu_busy"] = pynvml.nvmlDeviceGetUtilizationRates(self._gpu).gpu / 100
+        return found
 
 
 def read_telemetry(path: Path) -> tuple[dict[str, Any], pa.Table]:
