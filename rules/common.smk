@@ -6,8 +6,7 @@ from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, str(Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parent / "scripts"))
 
-from cuepoint import devices, runs, scheduling, slurm
-from cuepoint.errors import CuepointError
+from cuepoint import devices, faults, runs, scheduling, slurm
 from cuepoint.layout import Layout
 from cuepoint.live import LiveProgress
 from cuepoint.plan import read_run
@@ -18,14 +17,17 @@ def or_stop(function, *args, **kwargs):
     """Call a library function; a known error stops the workflow with its message instead of a traceback."""
     try:
         return function(*args, **kwargs)
-    except CuepointError as error:
-        raise WorkflowError(str(error)) from None
+    except Exception as error:
+        if (message := faults.message_for(error)) is None:
+            raise
+        raise WorkflowError(message) from None
 
 
 SETTINGS = or_stop(load_settings, config)
 LAYOUT = Layout(SETTINGS.results)
 # SLURM jobs that a killed run left behind end first: the plan is made from what they leave.
 if workflow.is_main_process and not workflow.output_settings.dryrun:
+    or_stop(runs.check_place, LAYOUT)
     or_stop(slurm.settle_orphans, LAYOUT, SETTINGS.slurm.orphans)
 # The main process plans the run; nested ones (each SLURM job parses this file again) read what it wrote.
 DRAFT = or_stop(runs.draft, SETTINGS, LAYOUT) if workflow.is_main_process else None

@@ -19,6 +19,8 @@ rule report:
         str(LAYOUT.logs / "report.log"),
     conda:
         "../envs/report.yaml"
+    params:
+        refusals=runs.refusals(LAYOUT),
     message:
         "Writing the ledger and the report"
     script:

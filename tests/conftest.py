@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 import yaml
 
@@ -16,6 +17,10 @@ BIN = Path(sys.executable).parent
 sys.path.insert(0, str(ROOT))
 
 from demo.site import Site  # noqa: E402
+
+# Examples are made slowly on a busy machine, which says nothing about the code.
+hypothesis.settings.register_profile("cuepoint", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("cuepoint")
 
 CLIPS = ROOT / "demo" / "clips"
 MANIFEST = json.loads((ROOT / "demo" / "manifest.json").read_text())

@@ -31,7 +31,11 @@ def make_run(layout: Layout, videos: int, shard_size: int) -> Run:
 
 
 def make_receipt(layout: Layout, video_id: str, end: float, status: Status = Status.OK, **fields) -> None:
-    known = {"duration": AUDIO, "codec": "opus", "title": f"Title of {video_id}"} if status is Status.OK else {}
+    known = (
+        {"duration": AUDIO, "sha256": "0" * 64, "codec": "opus", "title": f"Title of {video_id}"}
+        if status is Status.OK
+        else {}
+    )
     receipt = Receipt(video_id=video_id, url=f"https://example.org/{video_id}", status=status, **known | fields)
     path = layout.receipt(video_id)
     receipt.write(path)

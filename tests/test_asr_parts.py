@@ -11,7 +11,7 @@ from faster_whisper.vad import VadOptions, get_speech_timestamps
 
 from cuepoint.asr import speech
 from cuepoint.asr.engine import Decoded, Segment, choose_compute_type, split_at_stamps
-from cuepoint.asr.model import find_model
+from cuepoint.asr.model import PINNED, find_model
 from cuepoint.asr.safety import Flag, suspicions
 from cuepoint.asr.speech import RATE, VAD, Clip, Speech, Timeline, find_speech, pack
 from cuepoint.errors import ConfigError, EnvironmentFault
@@ -159,15 +159,20 @@ def hub_cache(tmp_path, monkeypatch):
 
 
 def test_a_cached_model_is_used_as_it_is_and_known_by_its_commit(hub_cache):
-    snapshot = hub_cache / "snapshots" / COMMIT
-    snapshot.mkdir(parents=True)
-    (hub_cache / "refs").mkdir()
+    (hub_cache / "refs").mkdir(parents=True)
     (hub_cache / "refs" / "main").write_text(COMMIT)
-    for name in ("model.bin", "config.json", "tokenizer.json"):
-        (snapshot / name).write_text("")
-    for revision in (None, COMMIT):
-        found = find_model(TranscribeSettings(model="tiny", revision=revision))
-        assert (found.revision, found.folder) == (COMMIT, snapshot)
+    snapshots = {commit: hub_cache / "snapshots" / commit for commit in (COMMIT, PINNED["tiny"])}
+    for snapshot in snapshots.values():
+        snapshot.mkdir(parents=True)
+        for name in ("model.bin", "config.json", "tokenizer.json"):
+            (snapshot / name).write_text("")
+    for model, revision, commit in [
+        ("Systran/faster-whisper-tiny", None, COMMIT),
+        ("tiny", COMMIT, COMMIT),
+        ("tiny", None, PINNED["tiny"]),
+    ]:
+        found = find_model(TranscribeSettings(model=model, revision=revision))
+        assert (found.revision, found.folder) == (commit, snapshots[commit])
 
 
 def test_a_model_that_cannot_be_fetched_is_the_machines_fault_and_one_that_does_not_exist_the_settings(hub_cache):

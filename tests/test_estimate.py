@@ -92,7 +92,12 @@ def test_what_has_been_downloaded_and_transcribed_counts_instead_of_assumptions(
     layout = Layout(settings.results)
     for i in range(2):
         Receipt(
-            video_id=f"video-{i:05}", url="", status=Status.OK, duration=1800.0 * (i + 1), bytes=9_000_000 * (i + 1)
+            video_id=f"video-{i:05}",
+            url="",
+            status=Status.OK,
+            sha256="0",
+            duration=1800.0 * (i + 1),
+            bytes=9_000_000 * (i + 1),
         ).write(layout.receipt(f"video-{i:05}"))
     row = {"video_id": "video-00000", "segment": 0, "start": 0.0, "end": 9.0, "text": " It rained.", "flags": []}
     write_table(layout.transcripts("00000"), pa.Table.from_pylist([row], schema=TRANSCRIPTS), TRANSCRIPTS, settings={})

@@ -111,7 +111,7 @@ def test_a_local_file_that_appears_is_tried_again(layout, tmp_path):
 def test_audio_that_was_dropped_is_fetched_again_for_another_model_in_its_own_shard(layout):
     (entry,) = videos("a")
     run(layout, [entry], keep_audio=False, transcribe_settings={"model": "one"})
-    Receipt(video_id=entry.video_id, url="u", status=Status.OK).write(layout.receipt(entry.video_id))
+    Receipt(video_id=entry.video_id, url="u", status=Status.OK, sha256="0").write(layout.receipt(entry.video_id))
     close(layout, "00000")
     assert run(layout, [entry], keep_audio=False, transcribe_settings={"model": "one"}).attempts == {}
     changed = run(layout, [entry], keep_audio=False, transcribe_settings={"model": "two"})
@@ -169,6 +169,7 @@ def test_an_empty_list_is_an_error(layout):
         ([Attempt(0, Status.TRANSIENT, 0), Attempt(1, Status.THROTTLED, 0)], {"max_failed_runs": 1}, 2),
         ([Attempt(0, Status.NOT_YET, 0, retry_after=100)], {"now": 99}, 0),
         ([Attempt(0, Status.NOT_YET, 0, retry_after=100)], {"now": 100}, 1),
+        ([Attempt(0, Status.NOT_YET, 1000, retry_after=1100)], {"now": 99}, 1),  # the clock was ahead when it was noted
         ([Attempt(0, Status.UNAVAILABLE, 0)], {}, 0),
         ([Attempt(0, Status.UNAVAILABLE, 0)], {"retry_final": True}, 1),
         ([Attempt(0, Status.UNAVAILABLE, 0), Attempt(1, Status.OK, 0)], {"retry_final": True}, 1),

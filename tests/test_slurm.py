@@ -317,7 +317,7 @@ def test_time_and_memory_grow_with_audio_model_and_attempt(tmp_path):
 
 def test_audio_is_counted_from_the_receipts_and_unknown_until_all_are_there(tmp_path):
     paths = [tmp_path / "a.json", tmp_path / "b.json"]
-    Receipt(video_id="a", url="u", status=Status.OK, duration=12.5).write(paths[0])
+    Receipt(video_id="a", url="u", status=Status.OK, sha256="0", duration=12.5).write(paths[0])
     with pytest.raises(FileNotFoundError):
         slurm.audio_lengths(paths)
     Receipt(video_id="b", url="u", status=Status.UNAVAILABLE).write(paths[1])

@@ -54,7 +54,7 @@ def test_every_listed_video_is_in_the_ledger_once_with_its_true_state(demo):
     assert {ledger[name]["stage"] for name in states} == {"loaded"}
     with (demo.results / "report" / "ledger.csv").open() as sheet:
         assert len(list(csv.DictReader(sheet))) == 15
-    assert "15 videos: 12 ok" in demo.first_run.stderr
+    assert "15 videos: 12 loaded, 1 empty (no speech), 2 finally unavailable." in demo.first_run.stderr
     assert "listed in line" in demo.first_run.stderr
 
 

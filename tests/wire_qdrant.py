@@ -371,18 +371,23 @@ class WireQdrant:
         self.qdrant = Qdrant(**options)
         self.protocol = protocol
         if protocol == "grpc":
-            self._server = grpc.server(futures.ThreadPoolExecutor(1), interceptors=[Gate(self.qdrant)])
-            wire.add_QdrantServicer_to_server(Root(self.qdrant), self._server)
-            wire.add_CollectionsServicer_to_server(Collections(self.qdrant), self._server)
-            wire.add_PointsServicer_to_server(Points(self.qdrant), self._server)
-            self.port = self._server.add_insecure_port("127.0.0.1:0")
-            self._server.start()
+            self.port = 0
+            self.listen()
         else:
             handler = type("Handler", (Rest,), {"qdrant": self.qdrant})
             self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
             self._server.daemon_threads = True
             self.port = self._server.server_port
             threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    def listen(self):
+        """Answer gRPC, on the same port as before if there was one, with all that is stored."""
+        self._server = grpc.server(futures.ThreadPoolExecutor(1), interceptors=[Gate(self.qdrant)])
+        wire.add_QdrantServicer_to_server(Root(self.qdrant), self._server)
+        wire.add_CollectionsServicer_to_server(Collections(self.qdrant), self._server)
+        wire.add_PointsServicer_to_server(Points(self.qdrant), self._server)
+        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        self._server.start()
 
     def settings(self, **more):
         named = {"location": "http://127.0.0.1:1", "grpc_port": self.port}
@@ -397,3 +402,31 @@ class WireQdrant:
         else:
             self._server.shutdown()
             self._server.server_close()
+
+
+class VanishingQdrant(WireQdrant):
+    """A server that is gone, port and all, after a number of batches; `gone` tells, `come_back` brings it back."""
+
+    def __init__(self, upserts):
+        super().__init__()
+        self.gone = threading.Event()
+        self._left, self._upsert = upserts, self.qdrant.upsert
+        self.qdrant.upsert = self._counted
+
+    def come_back(self):
+        self.qdrant.upsert = self._upsert
+        self.gone.clear()
+        self.listen()
+
+    def points(self):
+        """How many are stored, over all collections."""
+        local = self.qdrant.local
+        return sum(local.count(each.name).count for each in local.get_collections().collections)
+
+    def _counted(self, *request):
+        if self._left == 0:
+            self.gone.set()
+            self._server.stop(None)  # not waited for: this is one of its own threads
+            raise Refused(grpc.StatusCode.UNAVAILABLE, 503, "gone")
+        self._left -= 1
+        return self._upsert(*request)

@@ -30,9 +30,11 @@ def atomic_path(target: Path) -> Iterator[Path]:
         _fsync(temporary)
         temporary.replace(target)
         _fsync(target.parent)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(target)  # a failed write does not say where
         raise
     finally:
         os.close(fd)

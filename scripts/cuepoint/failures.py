@@ -7,16 +7,19 @@ number that the download rule carries in its `params`: it grows by one when anot
 """
 
 import json
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+
+from cuepoint import atomic
 from cuepoint.errors import DataError
 from cuepoint.layout import Layout
 from cuepoint.states import Status
 
 
+@with_config(ConfigDict(extra="forbid", allow_inf_nan=False))
 @dataclass(frozen=True)
 class Attempt:
     """One line of the log: how the attempt with this number ended.
@@ -32,8 +35,11 @@ class Attempt:
     credentials: str | None = None  # fingerprint of the cookies in use: when it changes, `needs_auth` is tried again
 
 
+_ATTEMPT = TypeAdapter(Attempt)
+
+
 def record(layout: Layout, video_id: str, attempt: Attempt) -> None:
-    """Append one line, in one write, so that a crash leaves whole lines only.
+    """Add one line. The small file is written anew, so that neither a crash nor a full disk leaves half a line.
 
     An ending that is already in the log is not written again: a job that is repeated after a crash counts once. A
     success is written only if there is a failure to close.
@@ -44,28 +50,21 @@ def record(layout: Layout, video_id: str, attempt: Attempt) -> None:
         return
     if attempt.status is Status.OK and not known:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(asdict(attempt), ensure_ascii=False) + "\n"
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    try:
-        os.write(fd, line.encode())
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    lines = [json.dumps(asdict(line), ensure_ascii=False) + "\n" for line in [*known, attempt]]
+    atomic.write_text(path, "".join(lines))
 
 
 def read(path: Path) -> list[Attempt]:
-    """The lines of a video's log, oldest first; a last line that a crash cut short is dropped."""
+    """The lines of a video's log, oldest first; a last line without an end (of an older version) is dropped."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
     attempts = []
     for number, line in enumerate(lines[:-1], 1):
         try:
-            values = json.loads(line)
-            attempts.append(Attempt(**values | {"status": Status(values["status"])}))
-        except (ValueError, TypeError, KeyError):
+            attempts.append(_ATTEMPT.validate_json(line))
+        except ValidationError:
             raise DataError(
                 f"{path}, line {number} is no failure record: delete the file to try this video afresh"
             ) from None
@@ -94,7 +93,9 @@ def attempt_due(
         case Status.PENDING | Status.THROTTLED:
             due = True
         case Status.NOT_YET:
-            due = (time.time() if now is None else now) >= (last.retry_after or 0)
+            now = time.time() if now is None else now
+            # Noted in the future: the clock was wrong then, and so is the time to come back.
+            due = now >= (last.retry_after or 0) or now < last.time
         case Status.TRANSIENT:
             due = retry_final or _charged(attempts) < max_failed_runs
         case Status.NEEDS_AUTH:

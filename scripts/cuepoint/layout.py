@@ -97,6 +97,11 @@ class Layout:
         return self.state / "throttle"
 
     @property
+    def refusals(self) -> Path:
+        """How many runs have failed because of `max_failed_share`."""
+        return self.state / "refusals"
+
+    @property
     def slurm_runs(self) -> Path:
         """Names of the SLURM jobs of runs that may have been killed, one a line."""
         return self.state / "slurm-runs"

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,34 @@ LEDGER = pa.schema(
 )
 
 
-def write_ledger(layout: Layout, settings: Settings, run: Run) -> Counter[str]:
-    """Write `ledger.parquet` and `ledger.csv` below the report directory; count the videos by status."""
-    counts: Counter[str] = Counter()
+@dataclass
+class Tally:
+    """How many of the listed videos ended how."""
+
+    statuses: Counter[str] = field(default_factory=Counter)
+    loaded: int = 0  # of those that are ok
+    given_up: int = 0  # of those that could be tried again
+
+    @property
+    def total(self) -> int:
+        """All listed videos."""
+        return self.statuses.total()
+
+    @property
+    def failed(self) -> int:
+        """Videos that were tried, or are still to be tried, and have no result."""
+        return self.total - sum(self.statuses[status] for status in (Status.OK, Status.EMPTY, WAITING))
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        """Count rows of the ledger."""
+        self.statuses.update(row["status"] for row in rows)
+        self.loaded += sum(row["stage"] == _LOADED for row in rows)
+        self.given_up += sum(row["next"] == _GIVEN_UP for row in rows)
+
+
+def write_ledger(layout: Layout, settings: Settings, run: Run) -> Tally:
+    """Write `ledger.parquet` and `ledger.csv` below the report directory, and count the videos."""
+    tally = Tally()
     with ExitStack() as files:
         # Parquet last: where the ledger.parquet is new, the CSV beside it is too.
         parquet = files.enter_context(atomic_path(layout.report / "ledger.parquet"))
@@ -62,25 +88,28 @@ def write_ledger(layout: Layout, settings: Settings, run: Run) -> Counter[str]:
         lines = csv.DictWriter(sheet, LEDGER.names)
         lines.writeheader()
         for rows in _rows_by_shard(layout, settings, run):
-            counts.update(row["status"] for row in rows)
+            tally.add(rows)
             lines.writerows(rows)
             table.write_table(pa.Table.from_pylist(rows, schema=LEDGER))
-    return counts
+    return tally
 
 
-def summary(counts: Counter[str], layout: Layout) -> str:
+def summary(tally: Tally, layout: Layout) -> str:
     """One sentence on how many videos ended how, for the last lines of a run."""
-    retried = sum(counts[status] for status in Status if status.retryable)
-    final = sum(counts[status] for status in (Status.UNAVAILABLE, Status.NEEDS_AUTH, Status.GEO_BLOCKED))
+    statuses = tally.statuses
+    final = sum(statuses[status] for status in (Status.UNAVAILABLE, Status.NEEDS_AUTH, Status.GEO_BLOCKED))
+    unfinished = sum(statuses[status] for status in Status if status.retryable)
     parts = {
-        "ok": counts[Status.OK],
-        "empty (no speech)": counts[Status.EMPTY],
+        "loaded": tally.loaded,
+        "ok and not loaded yet": statuses[Status.OK] - tally.loaded,
+        "empty (no speech)": statuses[Status.EMPTY],
         "finally unavailable": final,
-        "to be retried by the next run": retried,
-        "left for a later run": counts[WAITING],
+        "to be retried by the next run": unfinished - tally.given_up,
+        "given up": tally.given_up,
+        "left for a later run": statuses[WAITING],
     }
     told = ", ".join(f"{number} {name}" for name, number in parts.items() if number)
-    return f"{sum(counts.values())} videos: {told}. Ledger: {layout.report / 'ledger.csv'}"
+    return f"{tally.total} videos: {told}. Ledger: {layout.report / 'ledger.csv'}"
 
 
 def _rows_by_shard(layout: Layout, settings: Settings, run: Run) -> Iterator[list[dict[str, Any]]]:
@@ -88,7 +117,7 @@ def _rows_by_shard(layout: Layout, settings: Settings, run: Run) -> Iterator[lis
     for shard, video_ids in run.shards().items():
         known = _transcribed(layout.videos(shard))
         embedded = all(layout.embeddings(model, shard).exists() for model in settings.embedding.use)
-        stage = "loaded" if loaded and embedded else "embedded" if embedded else "transcribed"
+        stage = _LOADED if loaded and embedded else "embedded" if embedded else "transcribed"
         rows = []
         for video_id in sorted(video_ids):
             if (row := known.get(video_id)) is not None:
@@ -126,6 +155,8 @@ def _downloaded(layout: Layout, video_id: str) -> dict[str, Any]:
     return fields | {"status": status, "stage": "downloaded"}
 
 
+_LOADED = "loaded"
+_GIVEN_UP = "given up after download.max_failed_runs runs (download.retry_final: true tries again)"
 _NEXT = {
     Status.EMPTY: "done: nothing is said in it",
     Status.PENDING: "goes on with the next run",
@@ -137,7 +168,7 @@ _NEXT = {
 
 def _next(layout: Layout, settings: Settings, status: str, stage: str, video_id: str) -> str:
     if status == Status.OK:
-        return "done" if stage == "loaded" else "goes on with the next run"
+        return "done" if stage == _LOADED else "goes on with the next run"
     if (words := _NEXT.get(Status(status))) is not None:
         return words
     attempts = failures.read(layout.failures(video_id))
@@ -146,7 +177,7 @@ def _next(layout: Layout, settings: Settings, status: str, stage: str, video_id:
         return f"tried again after {due}"
     later = failures.attempt_due(attempts, max_failed_runs=settings.download.max_failed_runs)
     if attempts and later == attempts[-1].number:
-        return "given up after download.max_failed_runs runs (download.retry_final: true tries again)"
+        return _GIVEN_UP
     return "tried again by the next run"
 
 
@@ -154,9 +185,9 @@ def is_loaded(layout: Layout, collection: str, run: Run) -> bool:
     """Whether the last load of a collection was of just these videos."""
     try:
         receipt = json.loads(layout.load_receipt(collection).read_text(encoding="utf-8"))
-        return receipt.get("members") == members_hash(run)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
+    return isinstance(receipt, dict) and receipt.get("members") == members_hash(run)
 
 
 def _row(values: dict[str, Any]) -> dict[str, Any]:

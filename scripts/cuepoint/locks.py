@@ -16,9 +16,12 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
+from cuepoint import faults
 from cuepoint.errors import EnvironmentFault, LockedError
 
 log = logging.getLogger(__name__)
+
+_NOT_SIGNED = (ValueError, TypeError, KeyError, OverflowError, RecursionError)  # what reading other JSON can raise
 
 
 @contextmanager
@@ -28,7 +31,7 @@ def hold(path: Path, what: str, wait: bool = True) -> Iterator[None]:
     `what` names the thing in messages. With `wait`, says who holds it and waits; without, raises LockedError. A file
     system without locks raises EnvironmentFault.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)  # raises where nothing can be written at all
     lock = FileLock(path, is_singleton=False, thread_local=False, fallback_to_soft=False)
     try:
         try:
@@ -39,6 +42,8 @@ def hold(path: Path, what: str, wait: bool = True) -> Iterator[None]:
             log.warning("%s is held by %s: waiting for it to end", what, _owner(path))
             lock.acquire(poll_interval=0.2)
     except (NotImplementedError, OSError) as error:
+        if (fault := faults.by_number([error])) is not None:
+            raise EnvironmentFault(fault) from error
         raise EnvironmentFault(
             f"cannot lock {path}: {error}. The file system that holds the results must support file locks "
             "(on NFS: mount with working locks; on Lustre: mount with -o flock)"
@@ -61,7 +66,7 @@ def holder_lives(path: Path) -> bool | None:
             return None
         since = time.mktime(time.strptime(owner["since"], "%Y-%m-%d %H:%M:%S"))
         return psutil.Process(owner["pid"]).create_time() <= since + 1  # else the number belongs to another one now
-    except (OSError, ValueError, KeyError):
+    except (OSError, *_NOT_SIGNED):
         return None
     except psutil.Error:
         return False
@@ -73,7 +78,7 @@ def _sign(path: Path) -> None:
 
 
 def _owner(path: Path) -> str:
-    with suppress(OSError, ValueError, KeyError):
+    with suppress(OSError, *_NOT_SIGNED):
         owner = json.loads(path.with_suffix(".owner").read_text())
         return f"process {owner['pid']} on {owner['host']} since {owner['since']}"
     return "another process"

@@ -15,7 +15,9 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import StringConstraints, TypeAdapter, ValidationError
 
 from cuepoint import atomic, failures
 from cuepoint.errors import ConfigError, DataError
@@ -29,15 +31,18 @@ log = logging.getLogger(__name__)
 
 RELEASED = "-"
 
+VideoId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$")]
+Shard = Annotated[str, StringConstraints(pattern=r"^[0-9]{5,9}$")]
+
 
 @dataclass(frozen=True)
 class Run:
     """What one run works on. Frozen: the same for the main process and every job."""
 
-    members: dict[str, str]  # video_id -> shard: every listed video that is planned, in the list's order
-    sources: dict[str, str]  # video_id -> URL or path, of the members
-    attempts: dict[str, int]  # video_id -> number of the attempt that is due; 0 is left out
-    waiting: dict[str, str] = field(default_factory=dict)  # listed, but left for a later run by `limit_unprocessed`
+    members: dict[VideoId, Shard]  # video_id -> shard: every listed video that is planned, in the list's order
+    sources: dict[VideoId, str]  # video_id -> URL or path, of the members
+    attempts: dict[VideoId, int]  # video_id -> number of the attempt that is due; 0 is left out
+    waiting: dict[VideoId, str] = field(default_factory=dict)  # listed, but left for a later run by `limit_unprocessed`
     settings: dict[str, Any] = field(default_factory=dict)  # of the transcribe stage: a change may need audio again
     reloads: dict[str, int] = field(default_factory=dict)  # model -> how often its collection was found missing
 
@@ -59,18 +64,27 @@ class Draft:
     based_on: str  # text of plan.tsv that this was made from
 
 
+_RUN = TypeAdapter(Run)
+_ROW = re.compile(rf"[A-Za-z0-9_-]+\t([0-9]{{5,9}}|{RELEASED})")
+
+
 def read_plan(text: str, name: str = "plan.tsv") -> dict[str, str]:
     """Latest shard of each video that was ever planned (RELEASED for one that is in none)."""
     plan: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), 1):
         columns = line.split("\t")
-        if len(columns) != 3 or not re.fullmatch(rf"\d{{5,}}|{RELEASED}", columns[1]):
+        if len(columns) != 3 or not _ROW.fullmatch(f"{columns[0]}\t{columns[1]}"):
             raise DataError(
                 f"{name}, line {number} is no row of the plan (video_id, shard, source): restore the file from a copy; "
                 "without it finished work could be assigned to other shards"
             )
         plan[columns[0]] = columns[1]
     return plan
+
+
+def _plan_text(layout: Layout) -> str:
+    # A byte that is no text makes its line no row, which `read_plan` tells.
+    return layout.plan.read_text(encoding="utf-8", errors="replace") if layout.plan.exists() else ""
 
 
 def closed_shards(layout: Layout) -> set[str]:
@@ -95,7 +109,7 @@ def draft_run(
     """
     if not entries:
         raise ConfigError("the list of videos is empty: write one video ID, URL or media file per line into it")
-    text = layout.plan.read_text(encoding="utf-8") if layout.plan.exists() else ""
+    text = _plan_text(layout)
     plan = read_plan(text, str(layout.plan))
     closed = closed_shards(layout)
     settings = dict(transcribe_settings or {})
@@ -140,7 +154,7 @@ def write_run(draft: Draft, layout: Layout) -> None:
 
     The caller holds the run's lock. Raises ConfigError when another run has changed the plan since the draft.
     """
-    text = layout.plan.read_text(encoding="utf-8") if layout.plan.exists() else ""
+    text = _plan_text(layout)
     if text != draft.based_on:
         raise ConfigError("another run has just changed the plan of these results: start this command again")
     if draft.rows:
@@ -153,14 +167,18 @@ def write_run(draft: Draft, layout: Layout) -> None:
 def read_run(layout: Layout) -> Run:
     """The frozen run, as jobs and the `cuepoint` command read it."""
     try:
-        return Run(**json.loads(layout.run.read_text(encoding="utf-8")))
+        run = _RUN.validate_json(layout.run.read_bytes())
+        if run.members.keys() != run.sources.keys():
+            raise ValueError("members and sources differ")
+        return run
     except FileNotFoundError:
         raise DataError(
             f"{layout.run} is missing: no run has started here yet (a workflow that includes Cuepoint as a module must "
             "call its onstart, see docs/guide.md)"
         ) from None
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{layout.run} is damaged ({error}): run snakemake again, it is written anew") from error
+    except ValueError as error:
+        what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise DataError(f"{layout.run} is damaged ({what}): run snakemake again, it is written anew") from error
 
 
 def source_stamp(source: str) -> list[int] | None:

@@ -4,12 +4,14 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, suppress
 
-from cuepoint import ledger, qdrant
+from cuepoint import faults, ledger, qdrant
+from cuepoint.atomic import write_text
 from cuepoint.download.cookies import credentials
-from cuepoint.errors import CuepointError
+from cuepoint.errors import CuepointError, EnvironmentFault
 from cuepoint.layout import Layout
 from cuepoint.locks import hold
 from cuepoint.plan import Draft, Run, draft_run, write_run
@@ -18,8 +20,30 @@ from cuepoint.sources import read_list
 
 log = logging.getLogger("snakemake.logging")
 
+_THREADS = 32  # that a job may need at the least, beside two for each core
+_CLOCKS_DIFFER = 300.0  # seconds by which the clocks of nodes may differ
+
 SIDE_TARGETS = frozenset({"load_available"})
 """Targets that look at what a run has left so far, and may do so while another run goes on."""
+
+
+def check_place(layout: Layout) -> None:
+    """Raise EnvironmentFault, before Snakemake looks at a file, when it would meet what it could not explain."""
+    nearest = next(path for path in (layout.results, *layout.results.absolute().parents) if path.exists())
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise EnvironmentFault(
+            f"{nearest} cannot be written (a read-only file system, or another user's directory): mount it for "
+            "writing, give this user the right to write there, or set `results` to another directory"
+        )
+    _check_threads()
+    with suppress(FileNotFoundError):
+        begun = layout.run.stat().st_mtime
+        if begun > time.time() + _CLOCKS_DIFFER:  # and Snakemake goes by the times of files
+            raise EnvironmentFault(
+                f"the last run over {layout.results} began in the future ({time.ctime(begun)}): the clock of this "
+                "machine is wrong, or was wrong then. Set it; if it is right now, set the times of the files:\n"
+                f'find {layout.results} -newermt now -exec touch --date="$(date --rfc-3339=seconds)" {{}} +'
+            )
 
 
 def draft(settings: Settings, layout: Layout) -> Draft:
@@ -74,15 +98,43 @@ def end(settings: Settings, layout: Layout, run: Run) -> None:
     """
     from cuepoint.report import write_report  # not needed by the jobs, which import this module too
 
-    counts = ledger.write_ledger(layout, settings, run)
+    tally = ledger.write_ledger(layout, settings, run)
     write_report(layout, settings, run)
-    log.info(ledger.summary(counts, layout))
-    failed = sum(counts.values()) - counts["ok"] - counts["empty"] - counts["waiting"]
-    if failed > settings.max_failed_share * sum(counts.values()):
+    log.info(ledger.summary(tally, layout))
+    if tally.failed > settings.max_failed_share * tally.total:
+        write_text(layout.refusals, f"{refusals(layout) + 1}\n")
         raise CuepointError(
-            f"{failed} of {sum(counts.values())} videos failed, more than max_failed_share = "
-            f"{settings.max_failed_share} allows; {layout.report / 'ledger.csv'} has the reasons"
+            f"{tally.failed} of {tally.total} videos failed, more than max_failed_share = {settings.max_failed_share} "
+            f"allows; {layout.report / 'ledger.csv'} has the reasons"
         )
+
+
+def _check_threads() -> None:
+    """Raise EnvironmentFault when a limit leaves no room for what jobs start: their libraries would end by a signal."""
+    enough = threading.Event()
+    started: list[threading.Thread] = []
+    try:
+        for _ in range(_THREADS + 2 * (os.cpu_count() or 1)):
+            thread = threading.Thread(target=enough.wait, daemon=True)
+            thread.start()
+            started.append(thread)
+    except RuntimeError as error:
+        raise EnvironmentFault(faults.explain(error) or str(error)) from error
+    finally:
+        enough.set()
+        for thread in started:
+            thread.join()
+
+
+def refusals(layout: Layout) -> int:
+    """How many runs have failed because of `max_failed_share`.
+
+    Snakemake asks nobody when there is nothing to do. This number is a parameter of the report, so that after such a
+    run there is: the next one looks again, and fails again until the share is right.
+    """
+    with suppress(FileNotFoundError, ValueError):
+        return int(layout.refusals.read_bytes()[:9])
+    return 0
 
 
 def _is_side_run(targets: Collection[str]) -> bool:

@@ -75,7 +75,7 @@ class Telemetry:
         self._job |= {"ended": time.time(), "error": None if kind is None else kind.__name__}
         try:
             _to_parquet(self._path, self._job)
-        except (OSError, DataError, pa.ArrowException) as problem:
+        except (OSError, ValueError, DataError, pa.ArrowException) as problem:  # also half a line of a full disk
             log.warning("telemetry of this job is lost: %s", problem)
 
     def add(self, **amounts: float) -> None:
@@ -169,7 +169,7 @@ def read_telemetry(path: Path) -> tuple[dict[str, Any], pa.Table]:
         return json.loads((table.schema.metadata or {})[_JOB]), table.replace_schema_metadata(None)
     except FileNotFoundError:
         raise DataError(f"{path}: this job has left no telemetry (yet)") from None
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise DataError(f"{path} is no telemetry ({error}): delete it, the next run of the job writes it") from error
 
 
@@ -186,6 +186,8 @@ def _read_live(path: Path) -> tuple[dict[str, Any], pa.Table]:
     if not whole:
         raise ValueError("empty")
     job, *rows = map(json.loads, whole)
+    if not all(isinstance(each, dict) for each in (job, *rows)):
+        raise ValueError("no telemetry")
     columns = dict.fromkeys(name for row in rows for name in row)
     arrays = {name: pa.array([row.get(name) for row in rows], pa.float64()) for name in columns}
     return job, pa.table(arrays)

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,7 @@ from cuepoint.states import Status
 from cuepoint.telemetry import read_telemetry
 
 STAGES = ("download", "transcribe", "embed", "load")
+_STAGE = {stage: stage for stage in STAGES}
 
 PAUSE = 900.0
 """Seconds without any work that separate two stretches: a resumed run goes on with the stretch, tomorrow's does not."""
@@ -100,17 +101,21 @@ def read_job(path: Path, now: float | None = None) -> Job | None:
     """One job's telemetry, reduced to its totals; None when it is damaged or has no line yet."""
     try:
         job, rows = read_telemetry(path)
-    except DataError:
+        return _job(path, job, rows, time.time() if now is None else now)
+    except (DataError, pa.ArrowException, ValueError, TypeError, KeyError, OverflowError):
         return None
+
+
+def _job(path: Path, job: dict[str, Any], rows: pa.Table, now: float) -> Job:
     latest = rows["time"][-1].as_py() if len(rows) else job["started"]
     end = job.get("ended", latest)
-    running = "ended" not in job and (time.time() if now is None else now) - latest < _SILENT
+    running = "ended" not in job and abs(now - latest) < _SILENT
     return Job(
         path,
-        stage=job["stage"],
+        stage=_STAGE[job["stage"]],
         name=path.stem,
         start=job["started"],
-        end=end,
+        end=max(end, job["started"]),  # a clock that was put back meanwhile
         running=running,
         error=job.get("error") or (None if running or "ended" in job else "killed"),
         totals=_last_row(rows),

@@ -24,7 +24,7 @@ from faster_whisper.audio import pad_or_trim
 from faster_whisper.tokenizer import Tokenizer
 from faster_whisper.transcribe import get_suppressed_tokens
 
-from cuepoint import devices
+from cuepoint import devices, faults
 from cuepoint.asr.model import ModelFiles
 from cuepoint.devices import Gpu
 from cuepoint.errors import ConfigError, EnvironmentFault
@@ -315,9 +315,16 @@ def load(files: ModelFiles, settings: TranscribeSettings, gpu: Gpu | None, worke
     where = {"device": device, "device_index": index, "compute_type": compute_type}
     try:
         model = WhisperModel(str(files.folder), **where, cpu_threads=1, num_workers=1 if gpu else workers)
-    except RuntimeError as error:  # CTranslate2's only error: no room, damaged files, a broken driver
+    except Exception as error:  # of CTranslate2 (no room, damaged files, a broken driver), tokenizers or json
+        if faults.explain(error):
+            raise
+        mend = (
+            "end what else uses this GPU, or take a smaller model or compute_type int8_float16"
+            if is_out_of_memory(error)
+            else "if its files are damaged, delete the directory and fetch the model again"
+        )
         raise EnvironmentFault(
-            f"the model {files.name} ({files.folder}) cannot be loaded on {device}: {error}"
+            f"the model {files.name} ({files.folder}) cannot be loaded on {device} ({error}): {mend}"
         ) from error
 
     def replica() -> WhisperModel:
@@ -348,7 +355,7 @@ def choose_compute_type(settings: TranscribeSettings, supported: set[str], devic
     return settings.compute_type
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Whether CTranslate2 says that the device's memory is full."""
     return "out of memory" in str(error).lower() or "CUBLAS_STATUS_ALLOC_FAILED" in str(error)
 

@@ -11,6 +11,20 @@ from cuepoint.settings import TranscribeSettings
 log = logging.getLogger(__name__)
 
 _NEEDED = ("model.bin", "config.json", "tokenizer.json")
+# The commits that faster-whisper's names for its models stand for: no run changes its model because a repository has
+# changed. Other models are taken as they are, and recorded as resolved.
+PINNED = {
+    "tiny": "d90ca5fe260221311c53c58e660288d3deb8d356",
+    "base": "ebe41f70d5b6dfa9166e2c581c45c9c0cfc57b66",
+    "small": "536b0662742c02347bc0e980a01041f333bce120",
+    "medium": "08e178d48790749d25932bbc082711ddcfdfbc4f",
+    "large-v2": "f0fe81560cb8b68660e564f55dd99207059c092e",
+    "large-v3": "edaa852ec7e145841d8ffdb056a99866b5f0a478",
+    "large": "edaa852ec7e145841d8ffdb056a99866b5f0a478",
+    "distil-large-v3": "c3058b475261292e64a0412df1d2681c06260fab",
+    "large-v3-turbo": "0a363e9161cbc7ed1431c9597a8ceaf0c4f78fcf",
+    "turbo": "0a363e9161cbc7ed1431c9597a8ceaf0c4f78fcf",
+}
 _PATTERNS = (*_NEEDED, "preprocessor_config.json", "vocabulary.*")
 
 
@@ -43,14 +57,15 @@ def _from_hub(settings: TranscribeSettings) -> Path:
     from faster_whisper.utils import download_model
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+    revision = settings.revision or PINNED.get(settings.model)
     try:
         try:
-            cached = Path(download_model(settings.model, revision=settings.revision, local_files_only=True))
+            cached = Path(download_model(settings.model, revision=revision, local_files_only=True))
             if all((cached / name).exists() for name in _NEEDED):
                 return cached
         except LocalEntryNotFoundError:
             log.info("downloading the model %s", settings.model)
-        return Path(download_model(settings.model, revision=settings.revision))
+        return Path(download_model(settings.model, revision=revision))
     except (ValueError, RepositoryNotFoundError) as error:
         raise ConfigError(
             f"transcribe.model = {settings.model!r}: neither a directory here ({Path.cwd()}), nor a model of "

@@ -255,10 +255,7 @@ class Pipeline:
             if not is_out_of_memory(error):
                 raise
             if clips == 1:
-                raise EnvironmentFault(
-                    f"the GPU's memory is too small for a single clip ({error}): take a smaller model, "
-                    "compute_type int8_float16, or end what else uses this GPU"
-                ) from error
+                raise _too_small(error) from error
         with self._changed:
             self._batch = min(self._batch, max(1, clips // 2))
         log.warning("the GPU's memory was full with %d clips: going on with at most %d at a time", clips, self._batch)
@@ -288,7 +285,12 @@ class Pipeline:
         if not any(flags):
             return Part(clip.timeline, decoded, flags)
         self._count(redecoded_clips=1)
-        again = self._engine.redecode(clip.samples, decoded.language)
+        try:
+            again = self._engine.redecode(clip.samples, decoded.language)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise _too_small(error) from error
+            raise
         if again is None:  # Whisper hears no speech there: the text is kept and says so
             return Part(clip.timeline, decoded, [found | {Flag.NO_SPEECH, Flag.REDECODED} for found in flags])
         flags_again = suspicions(again, self._settings)
@@ -342,6 +344,13 @@ class Pipeline:
     def _count(self, **amounts: float) -> None:
         if self._telemetry:
             self._telemetry.add(**amounts)
+
+
+def _too_small(error: RuntimeError) -> EnvironmentFault:
+    return EnvironmentFault(
+        f"the GPU's memory is too small for a single clip ({error}): take a smaller model, compute_type int8_float16, "
+        "or end what else uses this GPU"
+    )
 
 
 def count_flagged(flags: Sequence[Collection[str]]) -> int:

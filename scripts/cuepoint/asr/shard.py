@@ -30,6 +30,7 @@ from cuepoint.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
+_FOUND = {"duration", "speech_duration", "problem", "language", "language_probability", "computed"}
 PREPARERS = 8  # at most: decoding and VAD of 8 threads keep ahead of any one GPU
 
 
@@ -91,10 +92,19 @@ def _is_sound(cache: Path) -> bool:
         return False
     try:
         read_table(cache, TRANSCRIPTS)
+        _found_in(cache)
     except DataError as error:
         log.warning("%s: it is computed again", error)
         return False
     return True
+
+
+def _found_in(cache: Path) -> dict[str, Any]:
+    """What a cache entry tells about its video as a whole. Raises DataError when it does not."""
+    found = read_metadata(cache).get("video")
+    if not isinstance(found, dict) or not _FOUND.issubset(found):
+        raise DataError(f"{cache} does not tell of its video: delete it and run snakemake again")
+    return found
 
 
 def _has_its_audio(receipt: Receipt, path: Path) -> bool:
@@ -247,7 +257,7 @@ def _write_tables(
             rows.append(_video_row(receipt) | {"segments": 0, "flagged": 0})
             continue
         cache = caches[receipt.video_id]
-        table, found = read_table(cache, TRANSCRIPTS), read_metadata(cache)["video"]
+        table, found = read_table(cache, TRANSCRIPTS), _found_in(cache)
         tables.append(table.replace_schema_metadata(None))
         computed.add(found["computed"])
         rows.append(

@@ -6,13 +6,13 @@ Each verb is a module of this package that imports what is heavy only when it is
 import typer
 from typer.core import TyperGroup
 
+from cuepoint import faults
 from cuepoint.cli.doctor import doctor
 from cuepoint.cli.estimate import estimate
 from cuepoint.cli.explain import explain
 from cuepoint.cli.list import list_sources
 from cuepoint.cli.search import search
 from cuepoint.cli.status import status
-from cuepoint.errors import CuepointError
 
 
 class _Verbs(TyperGroup):
@@ -21,8 +21,10 @@ class _Verbs(TyperGroup):
     def invoke(self, context: typer.Context) -> None:
         try:
             super().invoke(context)
-        except CuepointError as error:
-            typer.echo(f"cuepoint: {error}", err=True)
+        except Exception as error:
+            if (message := faults.message_for(error)) is None:
+                raise
+            typer.echo(f"cuepoint: {message}", err=True)
             raise typer.Exit(1) from None
 
 

@@ -52,7 +52,7 @@ def _read(path: Path) -> dict[str, Any]:
 
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
     if not isinstance(value, dict | None):
         raise ConfigError(f"{path} holds no settings: `name: value` lines are expected")

@@ -10,6 +10,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+from cuepoint import faults
 from cuepoint.errors import DataError, EnvironmentFault
 from cuepoint.fingerprint import fingerprint
 from cuepoint.layout import Layout
@@ -57,7 +58,8 @@ def download(video_id: str, source: str, layout: Layout, settings: DownloadSetti
             shutil.rmtree(partial, ignore_errors=True)
         receipt.write(entry)
     except OSError as error:
-        raise EnvironmentFault(f"{video_id}: {error}; `cuepoint doctor` checks this machine") from error
+        fault = faults.explain(error) or f"{error}; {faults.DOCTOR}"
+        raise EnvironmentFault(f"{video_id}: {fault}") from error
     return receipt
 
 

@@ -10,7 +10,6 @@ import re
 import socket
 import time
 import traceback
-from collections.abc import Iterator
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
@@ -18,25 +17,13 @@ from urllib.parse import urlsplit
 from yt_dlp.networking.exceptions import HTTPError, ProxyError
 from yt_dlp.utils import GeoRestrictedError, UnsupportedError, UserNotLive
 
+from cuepoint import faults
+from cuepoint.download.programs import ProgramRefused
 from cuepoint.errors import EnvironmentFault
+from cuepoint.faults import DOCTOR, MENDS, chain
 from cuepoint.states import Status
 
 HOUR = 3600.0
-_DOCTOR = "`cuepoint doctor` checks this machine"
-
-# Faults of this machine: no video is to blame, and all others would fail the same way.
-_LOCAL_ERRNOS = {
-    errno.ENOSPC: "the disk is full: free some space",
-    errno.EDQUOT: "the disk quota is used up: free some space",
-    errno.EFBIG: "a file is larger than this file system or a limit (`ulimit -f`) allows",
-    errno.EROFS: "the file system is read-only",
-    errno.EACCES: "permission denied: give this user the right to write there",
-    errno.EPERM: "permission denied: give this user the right to write there",
-    errno.EMFILE: "too many open files: raise `ulimit -n`",
-    errno.ENFILE: "too many open files on this machine",
-    errno.ENOMEM: "out of memory: lower download.parallel",
-    errno.EIO: "the disk reports an input/output error",
-}
 
 
 @dataclass(frozen=True)
@@ -110,31 +97,33 @@ _BARE = re.compile(
 )
 
 _NO_FORMAT = "requested format is not available"
+_FFMPEG = re.compile(r"ffmpeg (is )?(not|could not be) (installed|found)|install ffmpeg")
 _MACHINE_TEXTS = {
-    r"ffmpeg (is )?(not|could not be) (installed|found)|install ffmpeg": "this video needs ffmpeg: install it",
+    r"no space left on device|disk quota exceeded": MENDS[errno.ENOSPC],
     r"impersonat\w+ target .* is not available|requires browser impersonation": (
         "the site demands a browser's handshake: pip install 'yt-dlp[curl-cffi]'"
     ),
-    r"no space left on device|disk quota exceeded": _LOCAL_ERRNOS[errno.ENOSPC],
     r"tunnel connection failed: 407|407 proxy auth": "the proxy wants a login: correct CUEPOINT_PROXY",
 }
 
 
 def classify(error: BaseException, url: str | None = None) -> Verdict:
     """Verdict on an error that ended a try at `url`. Raises EnvironmentFault for a fault of this machine."""
-    chain = list(_chain(error))
-    for link in chain:
+    links = list(chain(error))
+    for link in links:
         if isinstance(link, Ended):
             return link.verdict
-    message = _message(chain)
-    _raise_machine_fault(chain, message)
-    for link in chain:
+    message = _message(links)
+    _raise_machine_fault(links, message)
+    if (verdict := _needs_program(links, message)) is not None:
+        return verdict
+    for link in links:
         if (verdict := _throttled(link, message) or _by_class(link, message)) is not None:
             return verdict
     by_text = classify_text(message)
     if by_text.status is not Status.TRANSIENT:  # an extractor's words say more than the HTTP status that it met
         return by_text
-    return next(filter(None, (_by_http_status(link, message, url) for link in chain)), by_text)
+    return next(filter(None, (_by_http_status(link, message, url) for link in links)), by_text)
 
 
 def classify_text(message: str) -> Verdict:
@@ -146,6 +135,15 @@ def classify_text(message: str) -> Verdict:
     if _BARE.search(text):
         return Verdict(Status.UNAVAILABLE, message, bare=True)
     return Verdict(Status.TRANSIENT, message)
+
+
+def _needs_program(links: list[BaseException], message: str) -> Verdict | None:
+    """The verdict on a video that yt-dlp could have with the help of another program only."""
+    refused = next((link for link in links if isinstance(link, ProgramRefused)), None)
+    if refused or _FFMPEG.search(_plain(message)):
+        what = refused.program if refused else "ffmpeg"
+        return Verdict(Status.UNAVAILABLE, f"it can be had with {what} only, and no program is run for a page")
+    return None
 
 
 def _throttled(error: BaseException, message: str) -> Verdict | None:
@@ -182,18 +180,16 @@ def _by_http_status(error: BaseException, message: str, url: str | None) -> Verd
     return None
 
 
-def _raise_machine_fault(chain: list[BaseException], message: str) -> None:
+def _raise_machine_fault(links: list[BaseException], message: str) -> None:
     """Raise EnvironmentFault when this machine is at fault: its disk, its rights, its programs."""
-    for link in chain:
-        if isinstance(link, ProxyError) and not _proxy_answers():
-            raise EnvironmentFault(f"the proxy does not answer: correct CUEPOINT_PROXY, or start it; {_DOCTOR}")
-        if isinstance(link, OSError) and link.errno in _LOCAL_ERRNOS and not isinstance(link, ConnectionError):
-            where = f" ({link.filename})" if link.filename else ""
-            raise EnvironmentFault(f"{_LOCAL_ERRNOS[link.errno]}{where}; {_DOCTOR}")
+    if any(isinstance(link, ProxyError) for link in links) and not _proxy_answers():
+        raise EnvironmentFault(f"the proxy does not answer: correct CUEPOINT_PROXY, or start it; {DOCTOR}")
+    if (fault := faults.by_number(links)) is not None:
+        raise EnvironmentFault(fault)
     text = _plain(message)
     for pattern, mend in _MACHINE_TEXTS.items():
         if re.search(pattern, text):
-            raise EnvironmentFault(f"{mend} ({message}); {_DOCTOR}")
+            raise EnvironmentFault(f"{mend} ({message}); {DOCTOR}")
     if _NO_FORMAT in text and message.startswith("[youtube") and not javascript_runtimes():
         raise EnvironmentFault(
             "YouTube needs a JavaScript runtime that yt-dlp supports and none was found: install deno (`pip install "
@@ -221,24 +217,9 @@ def javascript_runtimes() -> list[str]:
     return [f"{info.name} {info.version}" for info in found if info and info.supported]
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and all that it was made from: `exc_info` (yt-dlp), `cause` (yt-dlp), `__cause__`, `__context__`."""
-    seen: set[int] = set()
-    waiting = [error]
-    while waiting:
-        link = waiting.pop(0)
-        if not isinstance(link, BaseException) or id(link) in seen:
-            continue
-        seen.add(id(link))
-        yield link
-        exc_info = getattr(link, "exc_info", None)
-        waiting += [exc_info[1] if isinstance(exc_info, tuple) else None, getattr(link, "cause", None)]
-        waiting += [link.__cause__, None if link.__suppress_context__ else link.__context__]
-
-
-def _message(chain: list[BaseException]) -> str:
+def _message(links: list[BaseException]) -> str:
     """The error's words on one line, without yt-dlp's decoration and its plea to report a bug."""
-    text = str(chain[0]) or traceback.format_exception_only(chain[0])[-1]
+    text = str(links[0]) or traceback.format_exception_only(links[0])[-1]
     text = re.sub(r"\x1b\[[0-9;]*m", "", text)
     text = re.sub(r"^ERROR:\s*", "", text.strip())
     text = re.split(r"; please report this issue on|\s*Confirm you are on the latest version", text)[0]

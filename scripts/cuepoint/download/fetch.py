@@ -18,6 +18,7 @@ from yt_dlp import YoutubeDL
 from cuepoint.download.classify import HOUR, Ended, Verdict
 from cuepoint.download.cookies import cookie_path
 from cuepoint.download.limiter import Limiter
+from cuepoint.download.programs import JAVASCRIPT, leave_out_plugins, no_programs
 from cuepoint.errors import EnvironmentFault
 from cuepoint.layout import Layout
 from cuepoint.settings import DownloadSettings
@@ -45,6 +46,7 @@ class Session(YoutubeDL):
     def __init__(self, layout: Layout, settings: DownloadSettings, limiter: Limiter, **options: Any):
         self._limiter = limiter
         self._responses: list[Any] = []
+        leave_out_plugins()
         super().__init__(_options(layout, settings) | options)
 
     def urlopen(self, req: Any) -> Any:
@@ -54,6 +56,11 @@ class Session(YoutubeDL):
         self._responses.append(response)
         _bound_pages(response)
         return response
+
+    def extract_info(self, *arguments: Any, **named: Any) -> Any:
+        """Look at a URL, and download it; no program but a JavaScript runtime is started meanwhile."""
+        with no_programs():
+            return super().extract_info(*arguments, **named)
 
     def save_cookies(self) -> None:
         """Leave the user's cookie file alone: parallel jobs would overwrite each other's."""
@@ -185,7 +192,7 @@ def _options(layout: Layout, settings: DownloadSettings) -> dict[str, Any]:
         "noresizebuffer": True,
         # The players' scripts of sites, which each job would fetch again.
         "cachedir": str(layout.state / "cache" / "yt-dlp"),
-        "js_runtimes": {"deno": {}, "node": {}},
+        "js_runtimes": {name: {} for name in JAVASCRIPT},
         "proxy": os.environ.get("CUEPOINT_PROXY"),
         "cookiefile": _cookie_file(settings),
         "enable_file_urls": False,

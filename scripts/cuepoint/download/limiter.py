@@ -7,6 +7,7 @@ reserved ahead: whoever finds that it is time goes, so a job that dies leaves no
 import ipaddress
 import json
 import logging
+import math
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
+from cuepoint import faults
 from cuepoint.errors import EnvironmentFault
 from cuepoint.layout import Layout
 from cuepoint.settings import DownloadSettings
@@ -26,6 +28,7 @@ log = logging.getLogger(__name__)
 # Hosts that count as one: a session's limit holds for all of them together.
 _ALIASES = {"youtu.be": "youtube.com", "youtube-nocookie.com": "youtube.com", "youtubei.googleapis.com": "youtube.com"}
 _PROBE_SECONDS = 300.0  # a probe that has not ended by then has died with its job
+_MAX_LEVEL = 1000  # of cool-downs that doubled: far beyond any longest pause
 _LOOK_AGAIN = 5.0  # seconds after which a waiting job reads the shared state again
 
 
@@ -106,7 +109,7 @@ class Limiter:
             if admission.time >= circuit["opened"]:
                 pause = self._settings.cool_down * 2.0 ** circuit["level"]
                 pause = min(max(pause, retry_after or 0), self._settings.max_cool_down)
-                circuit |= {"level": circuit["level"] + 1, "opened": now, "until": now + pause}
+                circuit |= {"level": min(circuit["level"] + 1, _MAX_LEVEL - 1), "opened": now, "until": now + pause}
                 log.warning(
                     "%s says that there were too many requests: all downloads from it pause until %s",
                     site,
@@ -163,9 +166,11 @@ class Limiter:
         try:
             lock.acquire()
         except (NotImplementedError, OSError) as error:
+            if (fault := faults.by_number([error])) is not None:
+                raise EnvironmentFault(fault) from error
             raise EnvironmentFault(f"cannot lock {path}: {error}. The results need a file system with locks") from error
         try:
-            text = path.read_text(encoding="utf-8") if path.exists() else ""
+            text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
             state = _parse(text)
             before = json.dumps(state)
             yield state
@@ -216,8 +221,25 @@ def _run_identity(layout: Layout) -> str:
 
 
 def _parse(text: str) -> dict[str, Any]:
-    with suppress(ValueError):
-        state = json.loads(text)
-        if isinstance(state, dict):
-            return state
-    return {}
+    """The state that a file holds. What is not as it was written is left out: that only means a fresh start."""
+    try:
+        found = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    state: dict[str, Any] = {name: found[name] for name in ("video", "request") if _is_time(found.get(name))}
+    circuit = found.get("circuit")
+    if (
+        isinstance(circuit, dict)
+        and all(_is_time(circuit.get(name)) for name in ("first", "opened", "until"))
+        and circuit.get("level") in range(_MAX_LEVEL)
+        and (circuit.get("probe") is None or _is_time(circuit["probe"]))
+        and isinstance(circuit.get("run"), str)
+    ):
+        state["circuit"] = circuit
+    return state
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -19,6 +19,7 @@ from cuepoint.download.limiter import CircuitExhausted, Limiter
 from cuepoint.download.remux import Audio, file_hash, remux
 from cuepoint.errors import EnvironmentFault
 from cuepoint.layout import Layout
+from cuepoint.plan import source_stamp
 from cuepoint.settings import DownloadSettings
 from cuepoint.states import Status
 
@@ -39,7 +40,7 @@ def from_file(source: Path, target: Path) -> dict[str, Any]:
 
     A file stays as it is until someone changes it (and then the rule runs again), so nothing is tried twice.
     """
-    if not source.is_file():
+    if source_stamp(str(source)) is None or not source.is_file():  # also of a name that no file can have
         verdict = Verdict(Status.UNAVAILABLE, f"there is no file {source}")
         return _end(Try(verdict), tries=1)
     facts = {"title": clean_text(source.stem)}

@@ -12,7 +12,7 @@ import numpy as np
 
 from cuepoint import atomic, devices
 from cuepoint.embedding.engines import Engine, OpenVinoEngine, TorchEngine, batches
-from cuepoint.embedding.exported import Backend, Exported, export, fits_openvino
+from cuepoint.embedding.exported import Backend, Exported, damaged, export, fits_openvino
 from cuepoint.embedding.location import ModelFiles, locate
 from cuepoint.embedding.quality import SAMPLE, Quality, compare, spread
 from cuepoint.errors import ConfigError, DataError
@@ -44,7 +44,10 @@ class Embedder:
         self._model, self._files, self._exported = model, files, exported
         self._threads = threads
         self._engine: Engine | None = None
-        self._tokenizer = Tokenizer.from_file(str(exported.path / "tokenizer.json"))
+        try:
+            self._tokenizer = Tokenizer.from_file(str(exported.path / "tokenizer.json"))
+        except Exception as error:  # the only kind that tokenizers raises
+            raise damaged(exported.path, error) from error
         if (model.max_tokens or 0) > exported.max_tokens:
             raise ConfigError(
                 f"max_tokens of embedding model {model.model!r} is {model.max_tokens}, but it reads "

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from cuepoint import atomic
-from cuepoint.embedding.exported import import_openvino, load_sentence_transformer
+from cuepoint import atomic, faults
+from cuepoint.embedding.exported import damaged, import_openvino, load_sentence_transformer
 from cuepoint.embedding.location import ModelFiles
 from cuepoint.errors import EnvironmentFault
 from cuepoint.settings import EmbeddingModel
@@ -80,21 +80,21 @@ class OpenVinoEngine:
 
     def __init__(self, graph: Path, threads: int) -> None:
         openvino = import_openvino()
-        self._queue = openvino.AsyncInferQueue(
-            openvino.Core().compile_model(
-                graph,
-                "CPU",
-                {
-                    "PERFORMANCE_HINT": "THROUGHPUT",
-                    "NUM_STREAMS": threads,
-                    "INFERENCE_NUM_THREADS": threads,
-                    "INFERENCE_PRECISION_HINT": "f32",  # the default is bfloat16 where the CPU has it
-                    "DYNAMIC_QUANTIZATION_GROUP_SIZE": INT8_GROUP,  # of what int8 weights are multiplied with
-                    "ENABLE_CPU_PINNING": False,  # jobs beside this one would be pinned to the same cores
-                },
-            ),
-            threads,
-        )
+        options = {
+            "PERFORMANCE_HINT": "THROUGHPUT",
+            "NUM_STREAMS": threads,
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": "f32",  # the default is bfloat16 where the CPU has it
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": INT8_GROUP,  # of what int8 weights are multiplied with
+            "ENABLE_CPU_PINNING": False,  # jobs beside this one would be pinned to the same cores
+        }
+        try:
+            compiled = openvino.Core().compile_model(graph, "CPU", options)
+        except RuntimeError as error:
+            if faults.explain(error):
+                raise
+            raise damaged(graph.parent, error) from error
+        self._queue = openvino.AsyncInferQueue(compiled, threads)
         self._finished: deque[tuple[Batch, np.ndarray]] = deque()
         self._queue.set_callback(
             lambda request, batch: self._finished.append((batch, request.get_output_tensor().data.copy()))
@@ -125,7 +125,10 @@ class TorchEngine:
         self._device = device
         dtype = "float32" if on_cpu else "float16" if model.dtype == "auto" else model.dtype
         log.info("torch on %s in %s", device, dtype)
-        self._modules = load_sentence_transformer(model, files, device=device, model_kwargs={"dtype": dtype})
+        try:
+            self._modules = load_sentence_transformer(model, files, device=device, model_kwargs={"dtype": dtype})
+        except torch.OutOfMemoryError as error:
+            raise _too_small(f"the model {model.model}", error) from error
 
     def run(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, np.ndarray]]:
         """Each batch with its vectors, (n, d) float32; the next one is under way while the last one is fetched."""
@@ -179,10 +182,7 @@ class TorchEngine:
                 return self._modules(features)["sentence_embedding"].float()
         except torch.OutOfMemoryError as error:
             if len(ids) == 1:
-                raise EnvironmentFault(
-                    f"the GPU's memory is too small for the model with one text of {ids.shape[1]} tokens: free it, or "
-                    "take a smaller model, fewer max_tokens or another GPU"
-                ) from error
+                raise _too_small(f"a single text of {ids.shape[1]} tokens", error) from error
         torch.cuda.empty_cache()
         self.batch_tokens = ids.size // 2
         log.warning("out of GPU memory with %d texts of %d tokens: halving the batch", *ids.shape)
@@ -193,6 +193,13 @@ class TorchEngine:
 
         half = len(ids) // 2
         return torch.cat([self._forward(ids[:half], mask[:half]), self._forward(ids[half:], mask[half:])])
+
+
+def _too_small(what: str, error: Exception) -> EnvironmentFault:
+    return EnvironmentFault(
+        f"the GPU's memory is too small for {what} ({str(error).splitlines()[0]}): end what else uses this GPU, set "
+        "embedding.device to cpu, or take a smaller model"
+    )
 
 
 def _batch(texts: Sequence[Sequence[int]], numbers: Sequence[int]) -> Batch:

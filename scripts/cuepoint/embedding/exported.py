@@ -19,8 +19,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
+from cuepoint import faults
 from cuepoint.embedding.location import ModelFiles
-from cuepoint.errors import ConfigError, EnvironmentFault
+from cuepoint.errors import ConfigError, DataError, EnvironmentFault
 from cuepoint.fingerprint import fingerprint
 from cuepoint.layout import Layout
 from cuepoint.locks import hold
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Backend = Literal["torch", "openvino", "openvino-int8"]
-_VERSION = 1  # of the folder's contents
+_VERSION = 2  # of the folder's contents
 _PACKAGES = ("sentence-transformers", "transformers", "tokenizers")
 
 
@@ -58,13 +59,41 @@ def export(model: EmbeddingModel, files: ModelFiles, backend: Backend, layout: L
         packages=package_versions(*_PACKAGES, *(() if backend == "torch" else ("torch", "openvino"))),
     )
     path = layout.exported_model(key)
-    if not (path / "model.json").is_file():
+    if (exported := _read(path)) is None:
         with hold(layout.lock("model", key), f"the export of {model.model}"):
-            if not (path / "model.json").is_file():
+            if (exported := _read(path)) is None:
                 log.info("exporting %s for %s, once", model.model, backend)
                 with _whole_directory(path) as folder:
                     _export(model, files, backend, folder)
-    return Exported(path, **json.loads((path / "model.json").read_text()))
+                exported = _read(path)
+    if exported is None:
+        raise DataError(f"{path} is changed as soon as it is written: see what else writes there")
+    return exported
+
+
+def _read(path: Path) -> Exported | None:
+    """What was exported to `path`; None when it is not there, or not as it was written."""
+    try:
+        noted = json.loads((path / "model.json").read_text(encoding="utf-8"))
+        if noted["sizes"] != _sizes(path):
+            raise ValueError("a file has another size than when it was written")
+        measures = {"dimension": int(noted["dimension"]), "max_tokens": int(noted["max_tokens"])}
+        return Exported(path, **measures, suffix=[int(token) for token in noted["suffix"]])
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        log.warning("%s is damaged (%s): exporting the model again", path, error)
+        return None
+
+
+def damaged(folder: Path, error: Exception) -> DataError:
+    """The error for an exported model that cannot be loaded."""
+    what = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+    return DataError(f"the exported model in {folder} cannot be loaded ({what[0]}): delete it and run snakemake again")
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.name != "model.json"}
 
 
 def fits_openvino(files: ModelFiles) -> bool:
@@ -81,6 +110,7 @@ def fits_openvino(files: ModelFiles) -> bool:
 
 def load_sentence_transformer(model: EmbeddingModel, files: ModelFiles, **options: Any) -> "SentenceTransformer":
     """The model as sentence-transformers loads it, in evaluation mode. Never asks the network."""
+    import torch
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging as transformers_logging
 
@@ -94,8 +124,15 @@ def load_sentence_transformer(model: EmbeddingModel, files: ModelFiles, **option
             model_kwargs={"use_safetensors": True, **options.pop("model_kwargs", {})},
             **options,
         ).eval()
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ConfigError(f"embedding model {model.model!r} cannot be loaded from {files.path}: {error}") from error
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # transformers, safetensors, tokenizers and json each have their own
+        if faults.explain(error):
+            raise
+        raise ConfigError(
+            f"embedding model {model.model!r} cannot be loaded from {files.path} ({error}): if its files are damaged, "
+            "delete the directory and fetch the model again"
+        ) from error
 
 
 def import_openvino() -> ModuleType:
@@ -118,13 +155,23 @@ def _export(model: EmbeddingModel, files: ModelFiles, backend: Backend, folder: 
         graph = _to_openvino(transformer, model)
         if backend == "openvino-int8":
             _weights_to_int8(graph)
-        import_openvino().save_model(graph, folder / "model.xml", compress_to_fp16=False)
+        _save(graph, folder / "model.xml")
     dimension, max_tokens = transformer.get_embedding_dimension(), transformer.max_seq_length
     if not dimension or not max_tokens:
         raise ConfigError(f"embedding model {model.model!r} does not say its dimension and length: set max_tokens")
     suffix = _suffix(tokenizer, transformer.tokenizer.eos_token_id, model)
-    measures = {"dimension": dimension, "max_tokens": max_tokens, "suffix": suffix}
+    measures = {"dimension": dimension, "max_tokens": max_tokens, "suffix": suffix, "sizes": _sizes(folder)}
     (folder / "model.json").write_text(json.dumps(measures) + "\n")
+
+
+def _save(graph: Any, target: Path) -> None:
+    try:
+        import_openvino().save_model(graph, target, compress_to_fp16=False)
+    except RuntimeError as error:  # "iostream error", for a full disk and anything else
+        free = shutil.disk_usage(target.parent).free >> 20
+        raise EnvironmentFault(
+            f"{target} cannot be written ({error}); {free} MiB are free there: free some space and run again"
+        ) from error
 
 
 def _plain_tokenizer(transformer: "SentenceTransformer", model: EmbeddingModel) -> Any:

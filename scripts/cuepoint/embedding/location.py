@@ -94,8 +94,12 @@ def _kept_commit(model: EmbeddingModel) -> Path | None:
 
 
 def _with_safetensors(path: Path, model: EmbeddingModel) -> Path:
-    if not list(path.glob("*.safetensors")):
-        raise ConfigError(f"embedding model {model.model!r} has no safetensors weights, and no other kind is loaded")
+    """The directory, if all weights in it are there as safetensors: sentence-transformers would unpickle the others."""
+    for folder in {path, *(weights.parent for weights in path.rglob("pytorch_model*.bin"))}:
+        if not list(folder.glob("*.safetensors")):
+            raise ConfigError(
+                f"embedding model {model.model!r} has no safetensors weights in {folder}, and no other kind is loaded"
+            )
     return path
 
 

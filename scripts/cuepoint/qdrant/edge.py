@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 ALL = 2**31  # limit of a facet: every value
 REBUILD_SHARE = 0.25  # deleted points stay in the files: from this share on a directory is built anew
+SET_ASIDE = 64 << 20  # bytes: the engine takes 32 MiB at a time, and not every file system counts only what is used
 FLUSH_POINTS = 50_000  # the engine holds in memory what is not flushed
 MANY_POINTS = 20_000  # worth the half second in which a process starts
 WRITERS = 2  # the cores that the rule asks for
@@ -328,8 +329,13 @@ def _remove_unread(path: Path) -> bool:
 
 def _notes(path: Path) -> dict[str, Any]:
     try:
-        return json.loads((path / NOTES).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        notes = json.loads((path / NOTES).read_text(encoding="utf-8"))
+        return {
+            "points": int(notes["points"]),
+            "deleted": int(notes["deleted"]),
+            "provenance": dict(notes["provenance"]),
+        }
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise DataError(f"{path} is damaged ({error}): delete the directory and run snakemake again") from error
 
 
@@ -344,7 +350,7 @@ def _bytes_of_a_point(shape: Shape) -> int:
 
 def _check_space(directory: Path, base: pointer.Generation | None, more: int) -> None:
     """The engine writes through memory maps: on a full disk it would be killed by a signal, without a message."""
-    needed = more + (sum(path.stat().st_blocks * 512 for path in base.path.rglob("*")) if base else 0)
+    needed = SET_ASIDE + more + (sum(path.stat().st_blocks * 512 for path in base.path.rglob("*")) if base else 0)
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise EnvironmentFault(

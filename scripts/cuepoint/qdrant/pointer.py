@@ -27,9 +27,11 @@ def target(directory: Path, name: str) -> Generation | None:
         entry = json.loads(path.read_text(encoding="utf-8"))["directory"]
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, TypeError, KeyError, OSError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError, OSError) as error:
         raise DataError(f"{path} is no pointer to a collection ({error}): delete it and run snakemake again") from error
-    return parse(directory / str(entry))
+    if not isinstance(entry, str) or not _DIRECTORY.fullmatch(entry) or entry != Path(entry).name:
+        raise DataError(f"{path} names no collection beside it: delete it and run snakemake again")
+    return parse(directory / entry)
 
 
 def point(directory: Path, name: str, generation: Generation) -> None:

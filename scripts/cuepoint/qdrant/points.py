@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from cuepoint.errors import DataError
 from cuepoint.qdrant import VERSION
 from cuepoint.states import Status
-from cuepoint.tables import VIDEOS, embeddings_schema, read_table
+from cuepoint.tables import DAMAGE, VIDEOS, check_seal, damaged, embeddings_schema, read_table
 
 UNIT_TOLERANCE = 1e-2  # of a vector's length: half precision on a GPU stays well below
 SAMPLE = 64  # points that are read back and compared
@@ -163,12 +163,14 @@ def survey(
 def shard_dimension(path: Path) -> int:
     """Dimension of the vectors in an embedding table; only the file's footer is read."""
     with _open(path) as file:
-        kind = file.schema_arrow.field("embedding").type if "embedding" in file.schema_arrow.names else None
+        try:
+            names = file.schema_arrow.names  # which need not be text in a damaged file
+        except DAMAGE as error:
+            raise damaged(path, error) from error
+        kind = file.schema_arrow.field("embedding").type if "embedding" in names else None
         dimension = kind.list_size if isinstance(kind, pa.FixedSizeListType) else 0
         if not dimension or not file.schema_arrow.equals(embeddings_schema(dimension), check_metadata=False):
-            raise DataError(
-                f"{path} has not the columns of this version ({file.schema_arrow.names}): delete it and run again"
-            )
+            raise DataError(f"{path} has not the columns of this version ({names}): delete it and run again")
         return dimension
 
 
@@ -222,8 +224,8 @@ def _open(path: Path) -> pq.ParquetFile:
         return pq.ParquetFile(path, page_checksum_verification=True)
     except FileNotFoundError:
         raise DataError(f"{path} is missing: run snakemake again and it is made from the caches") from None
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} is damaged ({error}): delete it and run snakemake again") from error
+    except DAMAGE as error:
+        raise damaged(path, error) from error
 
 
 def _read_batches(path: Path, videos: Mapping[str, Any], batch_size: int) -> Iterator[pa.RecordBatch]:
@@ -231,12 +233,15 @@ def _read_batches(path: Path, videos: Mapping[str, Any], batch_size: int) -> Ite
     listed = pa.array(list(videos), pa.string())
     with _open(path) as file:
         try:
+            rows = 0
             for batch in file.iter_batches(batch_size, use_threads=False):  # threads take twice the time
+                rows += len(batch)
                 found = batch.filter(pc.is_in(batch.column("video_id"), listed))
                 if len(found):
                     yield found
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{path} is damaged ({error}): delete it and run snakemake again") from error
+            check_seal(file.metadata.metadata, rows)
+        except DAMAGE as error:
+            raise damaged(path, error) from error
 
 
 def _vectors(batch: pa.RecordBatch) -> np.ndarray:

@@ -31,6 +31,8 @@ __all__ = [
     "result",
 ]
 
+_SHOWN = 200  # characters of a wrong value
+
 
 class Settings(Section):
     """All settings of a run. Paths are relative to the working directory (`--directory`)."""
@@ -83,7 +85,16 @@ def _explain(error: Mapping[str, Any]) -> str:
         return f"  {name}: no such setting{_nearest(str(location[-1]), _names_beside(location))}"
     if not location:
         return f"  {error['msg'].removeprefix('Value error, ')}"
-    return f"  {name} = {error['input']!r}: {error['msg'].removeprefix('Value error, ')}"
+    return f"  {name} = {_shown(error['input'])}: {error['msg'].removeprefix('Value error, ')}"
+
+
+def _shown(value: Any) -> str:
+    """A value as the user may have written it, cut to a bearable length."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number with more digits than Python writes, or a list that holds itself
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def _names_beside(location: list[str | int]) -> list[str]:

@@ -1,14 +1,23 @@
 """What all sections of the settings share."""
 
+from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class Section(BaseModel):
     """A section of config.yaml: unknown keys are errors, values are fixed once read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+    @field_validator("*")
+    @classmethod
+    def _paths_are_usable(cls, value: Any) -> Any:
+        """A path must be one that a file can have and that Snakemake does not take for a pattern with wildcards."""
+        if isinstance(value, Path) and (not str(value).isprintable() or set("{}") & set(str(value))):
+            raise ValueError("a path without control characters and braces is needed")
+        return value
 
     def result_settings(self) -> dict[str, Any]:
         """The settings that change results, JSON-able: what rules put into `params` and caches into fingerprints.

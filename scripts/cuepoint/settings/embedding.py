@@ -1,5 +1,6 @@
 """Settings of chunking and of the embed stage."""
 
+import re
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -103,3 +104,14 @@ class EmbeddingSettings(Section):
                 if name in self.models and self.models[name].dtype == "int8":
                     raise ValueError(f"embedding.models.{name}: {INT8_NEEDS}")
         return self
+
+    @field_validator("models")
+    @classmethod
+    def _names_are_names_of_files(cls, value: dict[str, EmbeddingModel]) -> dict[str, EmbeddingModel]:
+        for name in value:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+                raise ValueError(
+                    f"{name[:100]!r} cannot name a model: files and collections are called by it, so at most 100 "
+                    "letters, digits, dots, - and _ are allowed, the first a letter or digit"
+                )
+        return value

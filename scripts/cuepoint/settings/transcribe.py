@@ -13,7 +13,8 @@ class TranscribeSettings(Section):
     model: str = result("large-v3-turbo", min_length=1)
     """A faster-whisper model name, a Hugging Face repository in CTranslate2 format, or a local directory."""
     revision: str | None = result(None)
-    """Commit of the model's repository; without one what the cache holds, else the newest, recorded as resolved."""
+    """Commit of the model's repository; without one that of faster-whisper's own models which is pinned here, of any
+    other what the cache holds, else the newest, recorded as resolved."""
     language: str = result("auto", pattern=r"^(auto|each|[a-z]{2,3})$")
     """Language of the speech (`en`, `de`, …); `auto` detects it per video, `each` per clip, for mixed videos."""
     beam_size: int = result(5, ge=1, le=20)
