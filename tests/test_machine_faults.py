@@ -1,6 +1,7 @@
 """Faults of the machine at the library's seam: what is cheap to test there, or cannot be had here (a GPU)."""
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -14,12 +15,15 @@ import torch
 from conftest import BIN
 from made import START, make_results, make_telemetry
 from test_faults import Disk, cut, garble
+from test_qdrant import Corpus
+from wire_qdrant import WireQdrant
 
 from cuepoint import faults
 from cuepoint.embedding.embedder import open_model
 from cuepoint.embedding.engines import Batch, TorchEngine
 from cuepoint.errors import CuepointError, EnvironmentFault
 from cuepoint.layout import Layout
+from cuepoint.qdrant.server import ServerStore, connect
 from cuepoint.report import write_report
 from cuepoint.settings import EmbeddingModel, EmbeddingSettings
 from cuepoint.tables import VIDEOS, read_table, write_table
@@ -142,6 +146,37 @@ def test_a_clock_that_goes_back_during_a_job_spoils_no_report(tmp_path):
     assert not found.running
     write_report(layout, settings, run)
     assert (layout.report / "report.html").stat().st_size > 1000
+
+
+class ComesBack(logging.Handler):
+    """Brings the server back as soon as the load says that it tries again."""
+
+    def __init__(self, server):
+        super().__init__()
+        self.server, self.missed = server, 0
+
+    def emit(self, record):
+        if "trying again" in record.getMessage():
+            self.missed += 1
+            if self.server.gone.is_set():
+                self.server.come_back()
+
+
+def test_a_load_goes_on_when_the_server_comes_back(tmp_path):
+    server = WireQdrant()
+    corpus = Corpus(tmp_path / "results", None, qdrant=server.settings(batch_size=2, attempts=8))
+    corpus.store = ServerStore(connect(corpus.settings.qdrant), corpus.settings.qdrant)
+    corpus.write("00000", {"a": ["a zero", "a one", "a two"], "b": ["b zero", "b one"], "c": ["c zero"]})
+    server.vanish_after(upserts=1)
+    watching = ComesBack(server)
+    logging.getLogger("cuepoint.qdrant.server").addHandler(watching)
+    try:
+        assert corpus.load().points == 6
+    finally:
+        logging.getLogger("cuepoint.qdrant.server").removeHandler(watching)
+    assert watching.missed
+    assert corpus.texts() == {"a": ["a zero", "a one", "a two"], "b": ["b zero", "b one"], "c": ["c zero"]}
+    server.stop()
 
 
 @pytest.mark.parametrize(

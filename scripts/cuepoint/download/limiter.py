@@ -229,16 +229,19 @@ def _parse(text: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         return {}
     state: dict[str, Any] = {name: found[name] for name in ("video", "request") if _is_time(found.get(name))}
-    circuit = found.get("circuit")
-    if (
-        isinstance(circuit, dict)
-        and all(_is_time(circuit.get(name)) for name in ("first", "opened", "until"))
-        and circuit.get("level") in range(_MAX_LEVEL)
-        and (circuit.get("probe") is None or _is_time(circuit["probe"]))
-        and isinstance(circuit.get("run"), str)
-    ):
-        state["circuit"] = circuit
+    if "circuit" in found:
+        state["circuit"] = found["circuit"] if _is_circuit(found["circuit"]) else None
     return state
+
+
+def _is_circuit(found: Any) -> bool:
+    return (
+        isinstance(found, dict)
+        and all(_is_time(found.get(name)) for name in ("first", "opened", "until"))
+        and found.get("level") in range(_MAX_LEVEL)
+        and (found.get("probe") is None or _is_time(found["probe"]))
+        and isinstance(found.get("run"), str)
+    )
 
 
 def _is_time(value: Any) -> bool:
