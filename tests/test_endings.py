@@ -1,15 +1,16 @@
 """How a run ends: its exit status, its last lines and the ledger, also when it failed, early or late."""
 
 import csv
+import subprocess
 from collections import Counter
 
 import pyarrow.parquet as pq
 import pytest
 from conftest import Project
 from made import make_receipt, make_results
-from test_faults import take_back
+from test_faults import Disk, take_back
 
-from cuepoint import failures, ledger
+from cuepoint import failures, faults, ledger, runs
 from cuepoint.layout import Layout
 from cuepoint.states import Status
 
@@ -80,13 +81,31 @@ def test_videos_that_a_limit_leaves_for_later_are_in_the_ledger(tmp_path):
     assert any("5 videos: 2 finally unavailable, 3 left for a later run." in line for line in last_lines(done))
 
 
+@pytest.mark.slow
+def test_a_disk_too_full_for_the_ledger_leaves_the_old_one_and_the_report(tmp_path, request):
+    disk = Disk(tmp_path / "disk", size="8m")
+    request.addfinalizer(lambda: subprocess.run(["umount", "--lazy", str(disk.folder)], check=True))
+    layout, settings, run = make_results(disk.folder / "results")
+    runs.end(settings, layout, run)
+    before = {path.name: path.read_bytes() for path in layout.report.iterdir()}
+    disk.fill()
+    with pytest.raises(OSError, match="No space left") as caught:
+        runs.end(settings, layout, run)
+    assert "the disk is full: free some space" in faults.message_for(caught.value)
+    assert str(layout.report) in faults.message_for(caught.value)
+    assert {path.name: path.read_bytes() for path in layout.report.iterdir()} == before
+    disk.free()
+    runs.end(settings, layout, run)
+    assert {path.name for path in layout.report.iterdir()} == before.keys()
+
+
 def test_the_summary_tells_each_kind_once(tmp_path):
     layout, settings, run = make_results(tmp_path / "results", videos=8, shard_size=4)
     gone, retried = list(run.members)[4:6]
     layout.videos("00001").unlink()
-    for video_id, runs in ((gone, settings.download.max_failed_runs), (retried, 1)):
+    for video_id, attempts in ((gone, settings.download.max_failed_runs), (retried, 1)):
         make_receipt(layout, video_id, 0.0, Status.TRANSIENT, error="timed out")
-        for number in range(runs):
+        for number in range(attempts):
             failures.record(layout, video_id, failures.Attempt(number, Status.TRANSIENT, 1.0))
     tally = ledger.write_ledger(layout, settings, run)
     assert ledger.summary(tally, layout).startswith(

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from conftest import ROOT
-from loopback import Loopback, body, video, watch
+from loopback import Loopback, body, make_clip, video, watch
 
 from cuepoint.asr.model import PINNED
 from cuepoint.download import download
@@ -100,6 +100,31 @@ def test_a_page_cannot_start_a_program(machine, tmp_path, monkeypatch, name):
         receipt = download(name, watch(name), layout, EAGER)
     assert receipt.status in {Status.UNAVAILABLE, Status.NOT_YET}, receipt
     assert not list(machine.iterdir())
+
+
+HOSTILE = b"""<html><head><title>../../../outside %(id)s $(touch /tmp/x)</title>
+<meta property="og:title" content="/etc/outside">
+<meta property="og:video" content="http://demo.example/clips/..%2f..%2f..%2foutside.opus">
+</head><body><video src="http://demo.example/clips/..%2f..%2f..%2foutside.opus"></video></body></html>"""
+
+
+def test_a_page_writes_nothing_outside_of_the_results(tmp_path, monkeypatch):
+    """Its title, its ID and its media's names are paths that lead out."""
+    layout = Layout(tmp_path / "a" / "b" / "results")
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    make_clip(clips / "outside.opus", 4.0)
+    monkeypatch.setenv("CUEPOINT_PROXY", "")
+    with Loopback(clips, []) as site:
+        monkeypatch.setenv("CUEPOINT_PROXY", site.proxy_url)
+        site.always["watch/hostile"] = body(HOSTILE)
+        site.always["clips/../../../outside.opus"] = body((clips / "outside.opus").read_bytes(), "audio/ogg")
+        receipt = download("hostile", watch("hostile"), layout, EAGER)
+        asked = [asked.thing for asked in site.asked]
+    assert any("outside.opus" in thing for thing in asked), asked
+    assert receipt.status is Status.OK, receipt
+    outside = {path for path in tmp_path.rglob("*") if path.is_file() and layout.results not in path.parents}
+    assert outside == {clips / "outside.opus"}
 
 
 @pytest.mark.parametrize("url", ["rtmp://127.0.0.1/x", "rtsp://127.0.0.1/x", "mms://127.0.0.1/x"])
