@@ -4,6 +4,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,8 +29,8 @@ from loopback import (
     wrong_length,
 )
 
-from cuepoint.download import download
-from cuepoint.download.classify import Ended
+from cuepoint.download import download, tries
+from cuepoint.download.classify import Ended, Verdict
 from cuepoint.download.fetch import Fetcher
 from cuepoint.download.limiter import Limiter
 from cuepoint.errors import EnvironmentFault
@@ -462,3 +463,9 @@ def test_what_is_not_over_yet_waits_for_its_time(layout, facts, wait):
         fetcher.process_ie_result({**info, **facts, "webpage_url": watch("x")}, download=False)
     assert ended.value.verdict.status is Status.NOT_YET
     assert ended.value.verdict.retry_after > wait
+
+
+@pytest.mark.parametrize("wait", [1e9, 1e18, 1e300])
+def test_no_page_puts_a_video_off_for_longer_than_a_year(wait):
+    end = tries._end(tries.Try(Verdict(Status.NOT_YET, "it has not started yet", wait)), tries=1)
+    assert 365 * 86_400 < end["retry_after"] - time.time() < 367 * 86_400

@@ -176,6 +176,7 @@ def test_failure_logs(tmp_path, lines):
     with clearly():
         attempts = failures.read(path)
         failures.attempt_due(attempts)
+        ledger._next(Layout(tmp_path), load_settings({}), "not_yet", "downloaded", "a")
         failures.record(Layout(tmp_path), "a", failures.Attempt(9, Status.TRANSIENT, 1.0))
         assert len(failures.read(path)) == len(attempts) + 1
 

@@ -10,13 +10,17 @@ import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
 from cuepoint import atomic
 from cuepoint.errors import DataError
 from cuepoint.layout import Layout
 from cuepoint.states import Status
+
+UnixTime = Annotated[float, Field(ge=0, le=253_402_300_799)]
+"""Seconds since 1970, before the year 10000: what can be written as a date."""
 
 
 @with_config(ConfigDict(extra="forbid", allow_inf_nan=False))
@@ -29,9 +33,9 @@ class Attempt:
 
     number: int
     status: Status
-    time: float  # Unix time
+    time: UnixTime
     error: str | None = None
-    retry_after: float | None = None  # Unix time before which another attempt makes no sense
+    retry_after: UnixTime | None = None  # before which another attempt makes no sense
     credentials: str | None = None  # fingerprint of the cookies in use: when it changes, `needs_auth` is tried again
 
 

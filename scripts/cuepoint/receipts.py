@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cuepoint.atomic import write_text
 from cuepoint.errors import DataError
+from cuepoint.failures import UnixTime
 from cuepoint.states import Status
 
 MAX_SECONDS = 10.0 * 365 * 86_400  # ten years of audio: longer is a mistake, and no plan for a job can be made of it
@@ -27,7 +28,7 @@ class Receipt(BaseModel):
     upload_date: str | None = None  # YYYYMMDD, as yt-dlp gives it
     duration: float | None = Field(None, ge=0, le=MAX_SECONDS)  # seconds, decoded
     advertised_duration: float | None = None  # seconds, as the site says
-    retry_after: float | None = None  # Unix time before which a `not_yet` video is not tried again
+    retry_after: UnixTime | None = None  # before which a `not_yet` video is not tried again
     format_id: str | None = None
     codec: str | None = None
     language: str | None = None  # of the chosen track, as the site says

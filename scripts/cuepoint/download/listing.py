@@ -70,13 +70,15 @@ def list_videos(source: str, filters: Filters, layout: Layout, settings: Downloa
 
     from cuepoint.download.fetch import Session, without_secrets
     from cuepoint.download.limiter import Limiter
+    from cuepoint.download.programs import no_programs
 
     # YouTube's listings name ages ("3 weeks ago"): good enough for a filter, and no request a video.
     ages = {"youtubetab": {"approximate_date": [""]}}
     try:
         with closing(Session(layout, settings, Limiter(layout, settings), extractor_args=ages)) as session:
             wanted = (video for video in _walk(session, source, set()) if filters.wants(video))
-            return list(islice(wanted, filters.newest))
+            with no_programs():  # pages are read while the list is walked
+                return list(islice(wanted, filters.newest))
     except YoutubeDLError as error:
         raise CuepointError(f"{source} cannot be read: {without_secrets(str(error))}") from error
 

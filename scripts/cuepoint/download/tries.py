@@ -25,6 +25,8 @@ from cuepoint.states import Status
 
 log = logging.getLogger(__name__)
 
+_YEAR = 366 * 86_400.0  # seconds: nobody waits longer, whatever a page says
+
 
 @dataclass(frozen=True)
 class Try:
@@ -153,7 +155,7 @@ def _falls_short(decoded: float, advertised: float) -> bool:
 
 def _end(ended: Try, tries: int, waited: float = 0.0, cooled: float = 0.0) -> dict[str, Any]:
     verdict = ended.verdict
-    due = None if verdict.retry_after is None else time.time() + verdict.retry_after
+    due = None if verdict.retry_after is None else time.time() + min(verdict.retry_after, _YEAR)
     return ended.facts | {
         "status": verdict.status,
         "error": verdict.message or None,
