@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT
-from wire_qdrant import WireQdrant
+from wire_qdrant import VanishingQdrant
 
 from cuepoint.layout import Layout
 from cuepoint.locks import hold
@@ -326,8 +326,7 @@ def test_a_clock_that_was_ahead_is_told_with_the_command_that_mends_the_files(de
 def test_a_server_that_vanishes_in_the_middle_of_a_load(demo, tmp_path):
     """It goes away after two of four batches and does not come back; the next run finds it and writes the rest."""
     project = demo.copy(tmp_path / "project")
-    server = WireQdrant()
-    server.vanish_after(upserts=2)
+    server = VanishingQdrant(upserts=2)
     project.configure(qdrant=server.settings(batch_size=4))
     told = one_error(project.snakemake(check=False), "does not answer", "start it, or correct qdrant.location")
     assert told.count("does not answer") == 1

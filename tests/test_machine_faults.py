@@ -16,7 +16,7 @@ from conftest import BIN
 from made import START, make_results, make_telemetry
 from test_faults import Disk, cut, garble
 from test_qdrant import Corpus
-from wire_qdrant import WireQdrant
+from wire_qdrant import VanishingQdrant
 
 from cuepoint import faults
 from cuepoint.embedding.embedder import open_model
@@ -163,11 +163,10 @@ class ComesBack(logging.Handler):
 
 
 def test_a_load_goes_on_when_the_server_comes_back(tmp_path):
-    server = WireQdrant()
+    server = VanishingQdrant(upserts=1)
     corpus = Corpus(tmp_path / "results", None, qdrant=server.settings(batch_size=2, attempts=8))
     corpus.store = ServerStore(connect(corpus.settings.qdrant), corpus.settings.qdrant)
     corpus.write("00000", {"a": ["a zero", "a one", "a two"], "b": ["b zero", "b one"], "c": ["c zero"]})
-    server.vanish_after(upserts=1)
     watching = ComesBack(server)
     logging.getLogger("cuepoint.qdrant.server").addHandler(watching)
     try:
