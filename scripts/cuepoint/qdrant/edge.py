@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 ALL = 2**31  # limit of a facet: every value
 REBUILD_SHARE = 0.25  # deleted points stay in the files: from this share on a directory is built anew
-SET_ASIDE = 64 << 20  # bytes: the engine takes 32 MiB at a time, and not every file system counts only what is used
+SET_ASIDE = 128 << 20  # bytes: each writer takes 32 MiB at a time, and not every file system counts only what is used
 FLUSH_POINTS = 50_000  # the engine holds in memory what is not flushed
 MANY_POINTS = 20_000  # worth the half second in which a process starts
 WRITERS = 2  # the cores that the rule asks for
