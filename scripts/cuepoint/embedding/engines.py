@@ -145,13 +145,14 @@ class TorchEngine:
         """Take the implementation of attention that is fastest here: timed once, then read from `remembered`."""
         transformer = self._modules[0].auto_model
         if not remembered.is_file():
-            seconds = {}
+            seconds, budget = {}, self.batch_tokens
             for name in ("sdpa", "eager", *(["flash_attention_2"] if find_spec("flash_attn") else [])):
                 try:
                     transformer.set_attn_implementation(name)
                     seconds[name] = min(self._time_batch() for _ in range(3))
                 except (ImportError, ValueError, RuntimeError) as error:
                     log.info("attention by %s is not to be had here: %s", name, error)
+            self.batch_tokens = budget  # whatever an implementation that was not taken needed
             told = ", ".join(f"{name} {taken * 1000:.1f} ms" for name, taken in seconds.items())
             log.info("attention, for %d tokens: %s", _ATTENTION_TOKENS, told)
             atomic.write_text(remembered, min(seconds, key=seconds.__getitem__, default="sdpa"))
