@@ -188,7 +188,7 @@ def transcription_rate(
         while time.perf_counter() < deadline:
             with turn:
                 clips = next(waiting)
-                done.append((clips[-1].sections[-1][1] - clips[0].sections[0][0]) / RATE)
+                done.append((clips[-1].timeline.sections[-1][1] - clips[0].timeline.sections[0][0]) / RATE)
             features = [engine.prepare(clip.samples) for clip in clips]
             engine.transcribe([Group(features, [clip.seconds for clip in clips], engine.language)])
 
