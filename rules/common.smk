@@ -25,9 +25,9 @@ def or_stop(function, *args, **kwargs):
 
 SETTINGS = or_stop(load_settings, config)
 LAYOUT = Layout(SETTINGS.results)
-# SLURM jobs that a killed run left behind end first: the plan is made from what they leave.
 if workflow.is_main_process and not workflow.output_settings.dryrun:
     or_stop(runs.check_place, LAYOUT)
+    # SLURM jobs that a killed run left behind end first: the plan is made from what they leave.
     or_stop(slurm.settle_orphans, LAYOUT, SETTINGS.slurm.orphans)
 # The main process plans the run; nested ones (each SLURM job parses this file again) read what it wrote.
 DRAFT = or_stop(runs.draft, SETTINGS, LAYOUT) if workflow.is_main_process else None

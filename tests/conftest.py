@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import hypothesis
@@ -122,3 +123,46 @@ def demo(tmp_path_factory, site):
 def project(demo, tmp_path):
     """A copy of the finished demo to change and run again."""
     return demo.copy(tmp_path / "project")
+
+
+@pytest.fixture
+def mounted():
+    """Mounts something until the test ends: `mounted(arguments of mount…, place)`. CI may; elsewhere it may not."""
+    places = []
+
+    def mount(*arguments):
+        done = subprocess.run(["mount", *map(str, arguments)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"mount is not permitted here: {done.stderr.strip()}")
+        places.append(str(arguments[-1]))
+
+    yield mount
+    for place in reversed(places):
+        subprocess.run(["umount", "--lazy", place], check=True)
+
+
+class Disk:
+    """A small file system at `folder` that can be filled to the last page."""
+
+    def __init__(self, folder):
+        self.folder, self._ballast = folder, folder / "ballast"
+
+    def fill(self):
+        with self._ballast.open("ab", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+
+    def free(self):
+        self._ballast.unlink()
+
+
+@pytest.fixture
+def small_disk(mounted):
+    """Makes a `Disk` of a size at a folder: a tmpfs."""
+
+    def make(folder, size):
+        folder.mkdir(parents=True, exist_ok=True)
+        mounted("-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder)
+        return Disk(folder)
+
+    return make

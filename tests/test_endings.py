@@ -1,14 +1,13 @@
 """How a run ends: its exit status, its last lines and the ledger, also when it failed, early or late."""
 
 import csv
-import subprocess
 from collections import Counter
 
 import pyarrow.parquet as pq
 import pytest
 from conftest import Project
 from made import make_receipt, make_results
-from test_faults import Disk, take_back
+from test_faults import take_back
 
 from cuepoint import failures, faults, ledger, runs
 from cuepoint.layout import Layout
@@ -82,9 +81,8 @@ def test_videos_that_a_limit_leaves_for_later_are_in_the_ledger(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_disk_too_full_for_the_ledger_leaves_the_old_one_and_the_report(tmp_path, request):
-    disk = Disk(tmp_path / "disk", size="8m")
-    request.addfinalizer(lambda: subprocess.run(["umount", "--lazy", str(disk.folder)], check=True))
+def test_a_disk_too_full_for_the_ledger_leaves_the_old_one_and_the_report(tmp_path, small_disk):
+    disk = small_disk(tmp_path / "disk", "8m")
     layout, settings, run = make_results(disk.folder / "results")
     runs.end(settings, layout, run)
     before = {path.name: path.read_bytes() for path in layout.report.iterdir()}

@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import BIN
 from made import START, make_results, make_telemetry
-from test_faults import Disk, cut, garble
+from test_faults import cut, garble
 from test_qdrant import Corpus
 from wire_qdrant import VanishingQdrant
 
@@ -71,9 +71,8 @@ def run_job(code, *arguments, **options):
 
 
 @pytest.mark.slow
-def test_the_error_of_a_full_disk_is_told_once_though_the_log_is_on_it(tmp_path, request):
-    disk = Disk(tmp_path / "disk", size="1m")
-    request.addfinalizer(lambda: subprocess.run(["umount", "--lazy", str(disk.folder)], check=True))
+def test_the_error_of_a_full_disk_is_told_once_though_the_log_is_on_it(tmp_path, small_disk):
+    disk = small_disk(tmp_path / "disk", "1m")
     disk.fill()
     done = run_job("Path(sys.argv[2]).write_text('x' * 9999)", disk.folder / "log", disk.folder / "file")
     assert done.returncode == 1
@@ -228,9 +227,8 @@ def test_an_exported_model_that_is_damaged_is_made_again_or_named(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_model_that_does_not_fit_on_the_disk_is_told(tmp_path, request):
-    disk = Disk(tmp_path / "disk", size="20m")
-    request.addfinalizer(lambda: subprocess.run(["umount", "--lazy", str(disk.folder)], check=True))
+def test_a_model_that_does_not_fit_on_the_disk_is_told(tmp_path, small_disk):
+    disk = small_disk(tmp_path / "disk", "20m")
     with pytest.raises(EnvironmentFault, match="free some space and run again"):
         open_model(EmbeddingModel(model=str(MINILM)), EmbeddingSettings(), Layout(disk.folder))
     assert not list(disk.folder.glob("**/model.*"))
