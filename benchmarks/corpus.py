@@ -122,6 +122,7 @@ def write_downloads(layout: Layout, listed: list[Video]) -> None:
             video_id=video.video_id,
             url=f"https://www.youtube.com/watch?v={video.video_id}",
             status=Status.OK,
+            sha256="0" * 64,
             duration=video.chunks * SECONDS_OF_A_CHUNK,
             seconds=10.0,
             waited=5.0,

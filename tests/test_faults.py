@@ -190,8 +190,15 @@ def test_a_speech_model_that_is_missing_or_damaged(demo, tmp_path, file, damage,
     same_as(demo, project)
 
 
-@pytest.mark.parametrize("damage", [cut, flip])
-@pytest.mark.parametrize(("table", "stage"), [("transcripts", "embed"), ("videos", "load"), ("embeddings", "load")])
+@pytest.mark.parametrize(
+    ("table", "stage", "damage"),
+    [
+        ("transcripts", "embed", cut),
+        ("transcripts", "embed", flip),
+        ("videos", "load", flip),
+        ("embeddings", "load", flip),
+    ],
+)
 def test_a_damaged_table_is_named_and_made_again_from_the_caches(demo, tmp_path, table, stage, damage):
     """Bytes change behind Snakemake's back, under the same time: only reading finds it."""
     project = demo.copy(tmp_path / "project")
