@@ -13,7 +13,7 @@ from conftest import BIN, ROOT
 
 from benchmarks.workflow import cuepoint_project, write_list
 from cuepoint.layout import Layout
-from cuepoint.ledger import write_ledger
+from cuepoint.ledger import Tally, write_ledger
 from cuepoint.plan import Run, read_plan
 from cuepoint.settings import load_settings
 
@@ -197,14 +197,14 @@ def test_the_guide_s_loop_works_through_a_long_list_window_by_window(tmp_path):
 def test_the_ledger_is_written_in_pieces(tmp_path):
     layout, settings = Layout(tmp_path / "results"), load_settings({"results": str(tmp_path / "results")})
 
-    def write(videos: int) -> Counter[str]:
+    def write(videos: int) -> Tally:
         waiting = {f"{number:011d}": f"https://example.org/{number}" for number in range(videos)}
         return write_ledger(layout, settings, Run(members={}, sources={}, attempts={}, waiting=waiting))
 
     write(1)  # imports
     tracemalloc.start()
-    counts = write(20_000)
+    tally = write(20_000)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert counts == {"waiting": 20_000}
+    assert tally.statuses == {"waiting": 20_000}
     assert peak < 12e6  # 5 MB of it the list itself; all rows together take 30 MB
