@@ -246,6 +246,12 @@ def check_work(events, phase):
     stored, worker, ended, finished = Counter(), {}, set(), set()
     for event in events:
         job = event["stage"], event["about"]
+        if killed := event.get("killed"):  # a second line about a point that was noted already
+            if killed == "script":
+                ended.discard(worker.get(event["pid"]))
+            elif killed == "tree":
+                ended.clear()
+            continue
         match event["point"]:
             case "second writer" | "never met":
                 raise Violation(f"{phase}: {event}")
@@ -260,10 +266,6 @@ def check_work(events, phase):
                 ended.add(job)
             case "after the metadata":  # which Snakemake writes for jobs that failed, too
                 finished |= {job for name in event["about"].split() if (job := job_of(name)) in ended}
-        if event.get("killed") == "script":
-            ended.discard(worker.get(event["pid"]))
-        elif event.get("killed") == "tree":
-            ended.clear()
     if again := [name for name, times in stored.items() if times > 1]:
         raise Violation(f"{phase}: computed more than once: {again}")
 
