@@ -154,6 +154,9 @@ def test_int8_is_another_arithmetic_and_says_how_exact_it_is(layout, minilm, ref
     assert 0.99 < measured.least_cosine < 0.9999
     assert measured.recall_at_10 > 0.9
     assert int8.check_quality(int8.tokenize(passages(4))) == measured  # fewer say less
+    next(layout.state.glob("cache/models/*.quality.json")).write_text("{damaged")
+    assert int8.quality is None
+    assert int8.check_quality(int8.tokenize(passages())) == measured
     assert minilm.check_quality(minilm.tokenize(passages(4))) is None
 
 
@@ -226,13 +229,14 @@ def test_a_full_memory_halves_the_batch_once_and_loses_nothing(minilm, caplog):
 def test_a_text_that_alone_fills_the_memory_ends_the_job_with_the_mend(minilm):
     engine = torch_engine()
     engine._modules = SmallMemory(engine._modules, most=0)
-    with pytest.raises(EnvironmentFault, match=r"one text of .* tokens: free it, or take a smaller model"):
+    with pytest.raises(EnvironmentFault, match=r"a single text of 3 tokens .* take a smaller model"):
         list(engine.run(batches(minilm.tokenize(["whales", "comets"]), 512, one_length=False)))
 
 
 def test_the_fastest_attention_is_timed_once_and_gives_the_same_vectors(tmp_path, minilm, monkeypatch):
     engine = torch_engine()
     remembered = tmp_path / "attention.txt"
+    remembered.write_text("damaged")
     chosen = engine.choose_attention(remembered)
     assert chosen in {"sdpa", "eager"}
     other = {"sdpa": "eager", "eager": "sdpa"}[chosen]

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
@@ -102,7 +103,9 @@ class Embedder:
     @property
     def quality(self) -> Quality | None:
         """How near the model's int8 form comes to float32, once `check_quality` has measured it; else None."""
-        return Quality(**json.loads(self._quality.read_text())) if self._quality.is_file() else None
+        with suppress(OSError, ValueError, TypeError):  # not measured yet, or damaged: it will be measured
+            return Quality(**json.loads(self._measured("quality.json").read_text(encoding="utf-8")))
+        return None
 
     def check_quality(self, texts: Sequence[Sequence[int]], most: int = SAMPLE) -> Quality | None:
         """The quality of the int8 form on some of the texts (token IDs), None for a model that is not in int8.
@@ -117,7 +120,7 @@ class Embedder:
             reference = self._run(TorchEngine(self._model, self._files, "cpu", self._threads), sample)
             names = ["a passage"] * len(sample)
             known = compare(self.encode_tokens(sample, names), finished(reference, names, self._model))
-            atomic.write_json(self._quality, asdict(known))
+            atomic.write_json(self._measured("quality.json"), asdict(known))
         return known
 
     def load(self, gpu: int = 0) -> Engine:
@@ -131,12 +134,12 @@ class Embedder:
                 self._engine = TorchEngine(self._model, self._files, device, self._threads)
                 if self.device == "cuda":
                     name = devices.gpus()[gpu].name.replace("/", "-")
-                    self._engine.choose_attention(self._exported.path / f"attention {name}.txt")
+                    self._engine.choose_attention(self._measured(f"attention on {name}.txt"))
         return self._engine
 
-    @property
-    def _quality(self) -> Path:
-        return self._exported.path / "quality.json"
+    def _measured(self, name: str) -> Path:
+        """The file beside the exported model that keeps what was measured of it."""
+        return self._exported.path.with_name(f"{self._exported.path.name}.{name}")
 
     def _run(self, engine: Engine, texts: Sequence[Sequence[int]]) -> np.ndarray:
         """The vectors that an engine gives, (n, d) float32."""

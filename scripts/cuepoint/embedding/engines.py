@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 CPU_BATCH_TOKENS = 1024  # measured: more does not pay, the work no longer fits the cores' caches
 INT8_GROUP = 32  # numbers that share a scale; measured: 64 is 10 % faster, but further from float32
+_ATTENTION = ("sdpa", "eager", "flash_attention_2")  # implementations, as transformers names them
 _ATTENTION_TOKENS = 4096  # of the batch that implementations of attention are timed with: enough to fill a GPU
 _ATTENTION_LENGTH = 256  # of its longest text: a long chunk
 
@@ -144,19 +145,21 @@ class TorchEngine:
     def choose_attention(self, remembered: Path) -> str:
         """Take the implementation of attention that is fastest here: timed once, then read from `remembered`."""
         transformer = self._modules[0].auto_model
-        if not remembered.is_file():
+        candidates = _ATTENTION if find_spec("flash_attn") else _ATTENTION[:2]
+        name = remembered.read_text(errors="replace") if remembered.is_file() else ""
+        if name not in candidates:
             seconds, budget = {}, self.batch_tokens
-            for name in ("sdpa", "eager", *(["flash_attention_2"] if find_spec("flash_attn") else [])):
+            for candidate in candidates:
                 try:
-                    transformer.set_attn_implementation(name)
-                    seconds[name] = min(self._time_batch() for _ in range(3))
+                    transformer.set_attn_implementation(candidate)
+                    seconds[candidate] = min(self._time_batch() for _ in range(3))
                 except (ImportError, ValueError, RuntimeError) as error:
-                    log.info("attention by %s is not to be had here: %s", name, error)
+                    log.info("attention by %s is not to be had here: %s", candidate, error)
             self.batch_tokens = budget  # whatever an implementation that was not taken needed
-            told = ", ".join(f"{name} {taken * 1000:.1f} ms" for name, taken in seconds.items())
+            told = ", ".join(f"{candidate} {taken * 1000:.1f} ms" for candidate, taken in seconds.items())
             log.info("attention, for %d tokens: %s", _ATTENTION_TOKENS, told)
-            atomic.write_text(remembered, min(seconds, key=seconds.__getitem__, default="sdpa"))
-        name = remembered.read_text()
+            name = min(seconds, key=seconds.__getitem__, default="sdpa")
+            atomic.write_text(remembered, name)
         transformer.set_attn_implementation(name)
         return name
 
