@@ -63,7 +63,7 @@ READY_MADE: dict[str, dict[str, Any]] = {
     },
     # Pools the last token, so texts must end in the end-of-text token. Its config.json says `is_causal: false` (since
     # the commit named here: vllm-project/vllm#14609), which transformers' own Qwen2 follows by attending to both sides:
-    # no code from the repository is needed. float16 spoils the vectors of this family (embeddings-benchmark/mteb#4935).
+    # no code from the repository is needed. float16 spoils its 7B sibling's vectors (embeddings-benchmark/mteb#4935).
     "gte-Qwen2-1.5B-instruct": {
         "model": "Alibaba-NLP/gte-Qwen2-1.5B-instruct",
         "revision": "0d2ad8e1ac654a2b626e62154778a70868141208",
