@@ -7,8 +7,8 @@
 For each number of videos: a dry run; a full run in which every script only writes outputs of the right names; a run
 that finds nothing to do; a dry run after ten videos were appended. Lists longer than `--full-run-up-to` are not run:
 one shard is, and the others get the same files and the same Snakemake records. With `--plain` each step is also
-measured for the plain design (one job a video and stage) and the ratio is printed; with `--limit` a dry run with that
-`limit_unprocessed` comes first.
+measured for the plain design (one job a video and stage: as scripts like ours, and as the cheapest shell commands that
+there are) and the ratio is printed; with `--limit` a dry run with that `limit_unprocessed` comes first.
 
 Seconds of wall, and in brackets seconds of processor time of all processes. A full run is told per video: everything
 from the command to its end over the number of videos (the goal of 60 ms is about this), then the processor time of all
@@ -104,14 +104,16 @@ def main() -> None:
     print("| videos | design | dry run | full run, a video | nothing to do | ten appended (dry run) | memory |")
     print("|---|---|---|---|---|---|---|", flush=True)
     for number in options.videos:
-        designs = {"cuepoint": cuepoint_project} | ({"plain": plain_project} if options.plain else {})
+        designs = {"cuepoint": cuepoint_project}
+        if options.plain:
+            designs |= {"plain, scripts": plain_project, "plain, touch": touching_project}
         measured = {}
         for name, prepare in designs.items():
             with tempfile.TemporaryDirectory() as folder:
                 measured[name] = measure(prepare(Path(folder)), number, options)
             print_row(number, name, measured[name])
-        if options.plain:
-            print_ratio(number, measured["cuepoint"], measured["plain"])
+        for name in measured.keys() - {"cuepoint"}:
+            print_ratio(number, name, measured["cuepoint"], measured[name])
 
 
 def measure(project: Path, number: int, options: argparse.Namespace) -> dict[str, Cost]:
@@ -156,16 +158,16 @@ def print_row(number: int, name: str, costs: dict[str, Cost]) -> None:
     print(f"| {number:,} | {name} | " + " | ".join(steps) + f" | {memory:.0f} MB |", flush=True)
 
 
-def print_ratio(number: int, ours: dict[str, Cost], plain: dict[str, Cost]) -> None:
-    """Print what the plain design takes, as a multiple of ours (processor time, and wall in brackets)."""
+def print_ratio(number: int, name: str, ours: dict[str, Cost], plain: dict[str, Cost]) -> None:
+    """Print what the plain design takes, as a multiple of ours: wall, and processor time in brackets."""
     cells = [
-        f"{plain[step].cpu / ours[step].cpu:.1f}x ({plain[step].seconds / ours[step].seconds:.1f}x)"
+        f"{plain[step].seconds / ours[step].seconds:.1f}x ({plain[step].cpu / ours[step].cpu:.1f}x)"
         if step in ours and step in plain
         else "-"
         for step in ("dry run", "full run", "nothing to do", "appended")
     ]
     memory = max(cost.memory for cost in plain.values()) / max(cost.memory for cost in ours.values())
-    print(f"| {number:,} | plain / cuepoint | " + " | ".join(cells) + f" | {memory:.1f}x |", flush=True)
+    print(f"| {number:,} | {name} / cuepoint | " + " | ".join(cells) + f" | {memory:.1f}x |", flush=True)
 
 
 def cuepoint_project(folder: Path) -> Path:
@@ -182,6 +184,14 @@ def cuepoint_project(folder: Path) -> Path:
 
 def plain_project(folder: Path) -> Path:
     """The plain design: one job a video and stage, with the profile that ours has."""
+    touching_project(folder)
+    (folder / "Snakefile").write_text(PLAIN.replace('shell: "touch {output}"', 'script: "touch.py"'))
+    (folder / "touch.py").write_text('open(snakemake.output[0], "w")\n')
+    return folder
+
+
+def touching_project(folder: Path) -> Path:
+    """The plain design with shell commands that only make their outputs."""
     (folder / "Snakefile").write_text(PLAIN)
     shutil.copytree(ROOT / "profiles", folder / "profiles")
     return folder
