@@ -1,6 +1,7 @@
 """What Snakemake itself costs: planning, running and checking the workflow when the stages do nothing.
 
     python benchmarks/workflow.py 100 1000 --plain
+    python benchmarks/workflow.py 1000 --stock
     python benchmarks/workflow.py 10000
     python benchmarks/workflow.py 100000 --full-run-up-to 10000 --limit 10000
 
@@ -8,7 +9,8 @@ For each number of videos: a dry run; a full run in which every script only writ
 that finds nothing to do; a dry run after ten videos were appended. Lists longer than `--full-run-up-to` are not run:
 one shard is, and the others get the same files and the same Snakemake records. With `--plain` each step is also
 measured for the plain design (one job a video and stage: as scripts like ours, and as the cheapest shell commands that
-there are) and the ratio is printed; with `--limit` a dry run with that `limit_unprocessed` comes first.
+there are), with `--stock` for our design with Snakemake's scheduler as it is; ratios are printed. With `--limit` a dry
+run with that `limit_unprocessed` comes first.
 
 Seconds of wall, and in brackets seconds of processor time of all processes. A full run is told per video: everything
 from the command to its end over the number of videos (the goal of 60 ms is about this), then the processor time of all
@@ -97,6 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("videos", type=int, nargs="+")
     parser.add_argument("--plain", action="store_true", help="also the plain design, and the ratio")
+    parser.add_argument("--stock", action="store_true", help="also with the scheduler as it is, and the ratio")
     parser.add_argument("--full-run-up-to", type=int, default=10_000, help="longer lists are made as if they had run")
     parser.add_argument("--limit", type=int, help="also a dry run with this limit_unprocessed")
     parser.add_argument("--cores", default="2")
@@ -107,6 +110,8 @@ def main() -> None:
         designs = {"cuepoint": cuepoint_project}
         if options.plain:
             designs |= {"plain, scripts": plain_project, "plain, touch": touching_project}
+        if options.stock:
+            designs["stock scheduler"] = stock_project
         measured = {}
         for name, prepare in designs.items():
             with tempfile.TemporaryDirectory() as folder:
@@ -159,7 +164,7 @@ def print_row(number: int, name: str, costs: dict[str, Cost]) -> None:
 
 
 def print_ratio(number: int, name: str, ours: dict[str, Cost], plain: dict[str, Cost]) -> None:
-    """Print what the plain design takes, as a multiple of ours: wall, and processor time in brackets."""
+    """Print what another design takes, as a multiple of ours: wall, and processor time in brackets."""
     cells = [
         f"{plain[step].seconds / ours[step].seconds:.1f}x ({plain[step].cpu / ours[step].cpu:.1f}x)"
         if step in ours and step in plain
@@ -179,6 +184,15 @@ def cuepoint_project(folder: Path) -> Path:
     (folder / "scripts" / "cuepoint").symlink_to(ROOT / "scripts" / "cuepoint")
     for path in (ROOT / "scripts").glob("*.py"):
         (folder / "scripts" / path.name).write_text(NO_OPS.get(path.name, ""))
+    return folder
+
+
+def stock_project(folder: Path) -> Path:
+    """Our workflow with Snakemake's scheduler as it is."""
+    common = cuepoint_project(folder) / "rules" / "common.smk"
+    rules = common.read_text()
+    assert "scheduling.show_few(" in rules
+    common.write_text(rules.replace("scheduling.show_few(", "str("))
     return folder
 
 
