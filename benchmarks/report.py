@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import psutil
 from corpus import endless, write_corpus
 from load import Memory, allocated, timed
 
@@ -65,7 +66,7 @@ def measure(results: Path) -> None:
         lambda: write_report(layout, settings, run),
     ]
     for step in steps:
-        before = allocated()
+        before = allocated(psutil.Process())
         with Memory() as memory:
             wall, cpu = timed(step)
         cells += [f"{wall:.1f} s ({cpu:.1f})", f"{(memory.peak - before) / 1e6:.0f} MB"]
