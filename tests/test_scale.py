@@ -178,9 +178,9 @@ def test_no_folder_has_more_than_a_few_thousand_entries_at_100000_videos():
 
 def test_a_batch_plans_only_its_part_of_the_shards(tmp_path):
     project = Counted(tmp_path / "project", 4 * SHARD)
-    project.run("--dry-run", "--batch", "load=1/4")
+    project.run("--dry-run", "--batch", "embeddings=1/4", "--", "embeddings")
     planned = dict(re.findall(r"^([a-z]+) +(\d+)$", project.said, re.MULTILINE))
-    assert planned == {"download": "8", "transcribe": "2", "embed": "2", "total": "12"}
+    assert planned == {"download": "4", "transcribe": "1", "embed": "1", "total": "6"}
 
 
 def test_the_guide_s_loop_works_through_a_long_list_window_by_window(tmp_path):
