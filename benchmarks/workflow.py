@@ -1,9 +1,10 @@
 """What Snakemake itself costs: planning, running and checking the workflow when the stages do nothing.
 
-    python benchmarks/workflow.py 100 1000 --plain
-    python benchmarks/workflow.py 1000 --stock
+    python benchmarks/workflow.py 300 --plain
+    python benchmarks/workflow.py 300 --stock
+    python benchmarks/workflow.py 300 --snakemake="--persistence-backend db"
     python benchmarks/workflow.py 10000
-    python benchmarks/workflow.py 100000 --full-run-up-to 10000 --limit 10000
+    python benchmarks/workflow.py 100000 --limit 10000
 
 For each number of videos: a dry run; a full run in which every script only writes outputs of the right names; a run
 that finds nothing to do; a dry run after ten videos were appended. Lists longer than `--full-run-up-to` are not run:
@@ -103,6 +104,7 @@ def main() -> None:
     parser.add_argument("--full-run-up-to", type=int, default=10_000, help="longer lists are made as if they had run")
     parser.add_argument("--limit", type=int, help="also a dry run with this limit_unprocessed")
     parser.add_argument("--cores", default="2")
+    parser.add_argument("--snakemake", default="", help="further arguments of Snakemake, as one word")
     options = parser.parse_args()
     print("| videos | design | dry run | full run, a video | nothing to do | ten appended (dry run) | memory |")
     print("|---|---|---|---|---|---|---|", flush=True)
@@ -124,7 +126,7 @@ def main() -> None:
 def measure(project: Path, number: int, options: argparse.Namespace) -> dict[str, Cost]:
     """Cost of each step for a list of `number` videos in `project`."""
     write_list(project, number)
-    run = [str(SNAKEMAKE), "--cores", options.cores, "--resources", "gpu=1"]
+    run = [str(SNAKEMAKE), "--cores", options.cores, "--resources", "gpu=1", *options.snakemake.split()]
     costs = {}
     if options.limit:
         costs["limited"] = timed([*run, "--dry-run", "--config", f"limit_unprocessed={options.limit}"], project)
