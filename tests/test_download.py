@@ -1,5 +1,6 @@
 """The download stage against a site that misbehaves: every video ends in a state that is true."""
 
+import os
 import resource
 import signal
 import subprocess
@@ -263,6 +264,20 @@ def test_after_kill_9_the_next_run_goes_on_where_the_file_ends(site, clips, layo
     process.communicate()
     receipt = get("long", layout, patient)
     assert "Range" in site.requests("clips/long.opus")[-1].headers
+    assert receipt.audio_hash == packet_hash(clips / "long.opus")
+
+
+def test_a_kill_between_the_last_byte_and_the_file_s_name_costs_no_video(site, clips, layout):
+    pid = os.fork()
+    if pid == 0:
+        os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        get("long", layout)
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+    (left,) = layout.partial("long").glob("*.part")
+    assert left.stat().st_size == (clips / "long.opus").stat().st_size
+    receipt = get("long", layout)
+    assert (receipt.status, receipt.attempts) == (Status.OK, 1)
     assert receipt.audio_hash == packet_hash(clips / "long.opus")
 
 

@@ -4,6 +4,7 @@ import logging
 import math
 import random
 import re
+import shutil
 import time
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -65,7 +66,7 @@ def from_url(source: str, target: Path, layout: Layout, settings: DownloadSettin
     """
     limiter = Limiter(layout, settings)
     partial = layout.partial(target.stem)
-    tries, waited, cooled, confirmed = 0, 0.0, 0.0, False
+    tries, waited, cooled, confirmed, afresh = 0, 0.0, 0.0, False, False
     damaged: set[str] = set()
     refusals: set[float] = set()  # circuits of the site that this video opened: others were answered in between
     while True:
@@ -83,6 +84,13 @@ def from_url(source: str, target: Path, layout: Layout, settings: DownloadSettin
         elif ended.damaged:
             damaged.add(ended.damaged)
         verdict = ended.verdict
+        if "HTTP Error 416" in verdict.message and not afresh:
+            # A job was killed between the last byte and the file's name: there is nothing left to ask for.
+            log.info("the partial download cannot be gone on with: starting afresh")
+            shutil.rmtree(partial, ignore_errors=True)
+            afresh = True
+            limiter.undecided(source, admission)
+            continue
         log.info("%s: %s", verdict.status, verdict.message or source)
         match verdict.status:
             case Status.THROTTLED:
