@@ -33,7 +33,7 @@ test: $(VENV)/.installed-dev lint ## Run all tests
 	$(BIN)/pytest
 
 KILLS ?= 500
-torture: $(VENV)/.installed-dev ## Kill the demo KILLS times (500) and compare what comes out; needs about an hour
+torture: $(VENV)/.installed-dev ## Kill the demo KILLS times (500), run it again each time, compare what comes out (long)
 	$(BIN)/python tests/kill_matrix.py --kills $(KILLS) --page docs/robustness.md
 
 lint: $(VENV)/.installed-dev ## Check form and rules
