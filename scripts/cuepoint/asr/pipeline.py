@@ -32,7 +32,7 @@ from cuepoint.telemetry import Telemetry
 log = logging.getLogger(__name__)
 
 # Clips of a video that are made ready together; its language is detected from the first group. A CPU decodes as many in
-# a batch, more do not pay (benchmarks/asr.md); a GPU joins groups of several videos to its batch size.
+# a batch, more did not pay (`benchmarks.asr --split`); a GPU joins groups of several videos to its batch size.
 GROUP = 4
 # Clips that may be ready and wait, for each clip that the model takes at a time: 2.5 MB each.
 READY = 4
