@@ -102,7 +102,7 @@ PROGRESS = LiveProgress(LAYOUT, SETTINGS, RUN)
 onstart:
     # Dry runs and nested processes do not come here. The lock ends with this process, however it ends.
     or_stop(_held.enter_context, runs.locked(LAYOUT, workflow.dag_settings.targets))
-    or_stop(slurm.prepare_executor, workflow.scheduler._executor, LAYOUT)
+    or_stop(slurm.prepare_executor, workflow.scheduler._executor, LAYOUT, SETTINGS)
     runs.stop_on_sigterm(workflow.scheduler.exit_gracefully)
     or_stop(runs.begin, DRAFT, LAYOUT, workflow.dag_settings.targets)
     scheduling.show_few(workflow.scheduler)

@@ -1,5 +1,7 @@
 """The workflow on a real SLURM cluster: two nodes, three GPUs, and all that goes wrong on clusters."""
 
+import json
+import re
 import shutil
 import signal
 import subprocess
@@ -10,35 +12,54 @@ import psutil
 import pytest
 import yaml
 from conftest import BIN, CLIPS, ROOT, Project
-from slurm_cluster import NODES, Cluster
+from hub import Hub
+from slurm_cluster import ACCOUNT, MODELS, NODES, QOS, Cluster
 
-from cuepoint import slurm
 from cuepoint.errors import EnvironmentFault
 from cuepoint.layout import Layout
 from cuepoint.locks import hold
 from cuepoint.receipts import Receipt
 from cuepoint.settings import TranscribeSettings
+from cuepoint.slurm import audio_lengths, settle_orphans, transcribe_memory, transcribe_minutes
+from cuepoint.slurm.orphans import remember_run
+from cuepoint.slurm.plugin import judge
 from cuepoint.states import Status
 
 DOWNLOAD = yaml.safe_load((ROOT / "demo" / "config.yaml").read_text())["download"]
 PROFILE = ROOT / "profiles" / "slurm"
 TIMEOUT = 400  # seconds after which a run is killed: a hanging one must not hang the tests
-# This cluster keeps no accounting, and the tests have no time to ask only every 40 seconds. As many cores as the local
-# run has, since sums in another order may differ in the last bit.
+# The tests have no time to ask only every 40 seconds. As many cores as the local run has, since sums in another order
+# may differ in the last bit.
 QUICK = [
-    "--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "2",
-    "--max-status-checks-per-second", "1", "--set-threads", "transcribe=2", "embed=2",
+    "--slurm-init-seconds-before-status-checks", "2", "--max-status-checks-per-second", "1",
+    "--set-threads", "transcribe=2", "embed=2", "download=1",
 ]  # fmt: skip
+SQUEUE = ["--slurm-status-command", "squeue"]  # as on clusters without an accounting database
+FEW = ["night-sky", "kitchen-basics", "greenhouse-tour", "seed-swap"]  # two shards of two
+ONE = [str(CLIPS / "eclipse-diary.opus")]
 
 
 class SlurmProject(Project):
     """A project whose Snakemake runs with the SLURM profile."""
 
+    profile = ("--workflow-profile", str(PROFILE))
+
     def command(self, *arguments):
         return [
             str(BIN / "snakemake"), "--snakefile", str(ROOT / "Snakefile"), "--directory", str(self.directory),
-            "--workflow-profile", str(PROFILE), *QUICK, *arguments,
+            *self.profile, *QUICK, *arguments,
         ]  # fmt: skip
+
+    def site_profile(self, **changes):
+        """Use a copy of the profile with a site's changes, as docs/slurm.md tells to make them."""
+        settings = yaml.safe_load((PROFILE / "config.yaml").read_text())
+        for key, value in changes.items():
+            name = key.replace("_", "-")
+            settings[name] = settings[name] | value if isinstance(value, dict) else value
+        folder = self.directory / "profile"
+        folder.mkdir()
+        (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+        self.profile = ("--workflow-profile", str(folder))
 
     def products(self):
         return self.files("transcripts/*") | self.files("videos/*") | self.files("embeddings/*/*")
@@ -61,7 +82,7 @@ class SlurmProject(Project):
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     if missing := Cluster.missing():
-        pytest.skip(f"{', '.join(missing)} not installed: apt-get install slurm-wlm")
+        pytest.skip(f"{', '.join(missing)} not installed: apt-get install slurm-wlm slurmdbd mariadb-server")
     with Cluster(tmp_path_factory.mktemp("slurm") / "cluster") as running:
         yield running
 
@@ -75,36 +96,47 @@ def demo_project(cluster, site, directory):
     return project
 
 
-def jobs_of(cluster, earlier):
-    return [job for job in cluster.jobs() if job.id > earlier]
+def small_project(cluster, site, directory, videos=FEW, **config):
+    """A project of a few videos, two to a shard, for a cluster."""
+    project = SlurmProject.create(directory, site.proxy_url, videos, shard_size=2, **config)
+    project.environment |= cluster.environment
+    return project
 
 
-def last_job(cluster):
-    return max((job.id for job in cluster.jobs()), default=0)
+@pytest.fixture(scope="module")
+def few(site, tmp_path_factory):
+    """The small project, run on this machine without SLURM: what its tables have to be."""
+    project = Project.create(tmp_path_factory.mktemp("few") / "project", site.proxy_url, FEW, shard_size=2)
+    project.snakemake()
+    return SlurmProject.products(project)
 
 
-def job_of(cluster, earlier, rule, state="RUNNING"):
-    """Wait for the newest job of a rule (with wildcards) to reach a state."""
+def job_of(cluster, project, rule, state="RUNNING"):
+    """Wait for a project's newest job of a rule (with wildcards) to reach a state."""
 
     def newest():
-        jobs = [job for job in jobs_of(cluster, earlier) if job.rule.startswith(rule)]
+        jobs = [job for job in cluster.jobs(project.directory) if job.rule.startswith(rule)]
         return jobs[-1] if jobs and jobs[-1].state == state else None
 
     return cluster.wait_until(newest, f"{rule} {state}", TIMEOUT)
 
 
-def most_at_once(jobs):
-    """The most GPUs that were in use at a time."""
-    return max(sum(other.gpus for other in jobs if other.started <= job.started < other.ended) for job in jobs)
+def most_at_once(jobs, weight=lambda job: job.gpus, since=lambda job: job.started):
+    """The most GPUs (or another weight) that were in use at a time."""
+    return max(sum(weight(other) for other in jobs if since(other) <= since(job) < other.ended) for job in jobs)
+
+
+def tries(jobs, rule):
+    return [job for job in jobs if job.rule == rule]
 
 
 @pytest.fixture(scope="module")
 def calm_run(cluster, site, tmp_path_factory):
-    """The demo on the cluster with two of its three GPUs: (project, its jobs)."""
-    earlier = last_job(cluster)
+    """The demo on the cluster with two of its three GPUs, the profile named the other way: (project, its jobs)."""
     project = demo_project(cluster, site, tmp_path_factory.mktemp("calm") / "project")
+    project.profile = ("--profile", str(PROFILE))
     project.snakemake("--resources", "gpu=2", timeout=TIMEOUT)
-    return project, jobs_of(cluster, earlier)
+    return project, cluster.jobs(project.directory)
 
 
 @pytest.mark.slurm
@@ -163,18 +195,23 @@ def kill_all(processes):
 
 @pytest.fixture(scope="module")
 def rough_run(cluster, site, tmp_path_factory, request):
-    """The demo while one job is cancelled, one times out, the controller goes away and a node dies."""
-    earlier = last_job(cluster)
+    """The demo while one job is cancelled, one times out, the controller goes away and a node dies.
+
+    While it waits for the time limit, a project whose jobs can only fail runs beside it: (project, jobs) of both.
+    """
     project = demo_project(cluster, site, tmp_path_factory.mktemp("rough") / "project")
-    with project.running() as (snakemake, output):
-        stuck = job_of(cluster, earlier, "transcribe_wildcards_00001")
+    doomed = small_project(cluster, site, tmp_path_factory.mktemp("doomed") / "project", ONE)
+    doomed.configure(transcribe={"model": str(tmp_path_factory.mktemp("no-model"))})
+    with project.running(*SQUEUE) as (snakemake, output):
+        stuck = job_of(cluster, project, "transcribe_wildcards_00001")
         suspended = cluster.wait_until(lambda: processes_of(stuck), "the job's processes")
         request.addfinalizer(lambda: kill_all(suspended))
         for process in suspended:
             process.suspend()
         cluster.slurm("scontrol", "update", f"JobId={stuck.id}", "TimeLimit=1")
-        cluster.slurm("scancel", str(job_of(cluster, earlier, "transcribe_wildcards_00000").id))
-        job_of(cluster, earlier, "transcribe_wildcards_00002", "COMPLETED")
+        cluster.slurm("scancel", str(job_of(cluster, project, "transcribe_wildcards_00000").id))
+        failed = doomed.snakemake(*SQUEUE, check=False, timeout=TIMEOUT)
+        job_of(cluster, project, "transcribe_wildcards_00002", "COMPLETED")
 
         known = cluster.asked_in_vain()
         cluster.stop_controller()
@@ -183,29 +220,26 @@ def rough_run(cluster, site, tmp_path_factory, request):
         )
         cluster.start_controller()
 
-        embedding = job_of(cluster, earlier, "embed_wildcards_all-MiniLM-L6-v2_00001")
+        embedding = job_of(cluster, project, "embed_wildcards_all-MiniLM-L6-v2_00001")
         cluster.slurm("scontrol", "update", f"NodeName={embedding.node}", "State=DOWN", "Reason=test")
         cluster.slurm("scontrol", "update", f"NodeName={embedding.node}", "State=RESUME")
         snakemake.wait(TIMEOUT)
     assert snakemake.returncode == 0, output.read_text()[-6000:]
-    return project, jobs_of(cluster, earlier)
-
-
-def tries(jobs, rule):
-    return [job for job in jobs if job.rule == rule]
+    assert failed.returncode == 1
+    return (project, cluster.jobs(project.directory)), (doomed, cluster.jobs(doomed.directory))
 
 
 @pytest.mark.slurm
 def test_a_rough_run_ends_with_the_same_bytes_as_a_local_one(demo, rough_run):
-    project, _ = rough_run
+    (project, _), _ = rough_run
     assert SlurmProject.products(demo) == project.products()
 
 
 @pytest.mark.slurm
 @pytest.mark.parametrize(("shard", "state"), [("00000", "CANCELLED"), ("00001", "TIMEOUT")])
 def test_a_cancelled_or_timed_out_job_is_tried_again_with_more(rough_run, shard, state):
-    _, jobs = rough_run
-    first, *others = tries(jobs, f"transcribe_wildcards_{shard}")  # the outage or the lost node may cost another one
+    (_, jobs), _ = rough_run
+    first, *others = tries(jobs, f"transcribe_wildcards_{shard}")  # the lost node may cost another one
     assert (first.state, others[-1].state) == (state, "COMPLETED")
     assert [job.memory for job in others] == [number * first.memory for number in range(2, len(others) + 2)]
     assert [job.minutes for job in others] == [15 * number for number in range(2, len(others) + 2)]
@@ -213,22 +247,191 @@ def test_a_cancelled_or_timed_out_job_is_tried_again_with_more(rough_run, shard,
 
 @pytest.mark.slurm
 def test_a_job_that_loses_its_node_goes_back_to_the_queue(rough_run):
-    _, jobs = rough_run
+    (_, jobs), _ = rough_run
     (job,) = tries(jobs, "embed_wildcards_all-MiniLM-L6-v2_00001")
     assert job.state == "COMPLETED"
     assert job.restarts == 1
 
 
 @pytest.mark.slurm
+def test_no_more_gpus_are_in_use_than_the_cluster_has(rough_run):
+    jobs = [job for _, jobs in rough_run for job in jobs]
+    for node, gpus in NODES.items():
+        assert most_at_once([job for job in jobs if job.node == node]) <= len(gpus)
+
+
+@pytest.mark.slurm
+def test_a_job_that_always_fails_is_tried_as_often_as_retries_says_and_its_logs_are_kept(rough_run):
+    _, (project, jobs) = rough_run
+    assert [(job.rule, job.state) for job in jobs] == [("transcribe_wildcards_00000", "FAILED")] * 3
+    (log,) = project.files("logs/transcribe/*").values()
+    assert re.findall(r"SLURM job (\d+) on", log.decode()) == [str(job.id) for job in jobs]
+    assert log.decode().count("model.bin is missing") == 3
+    assert len(project.files("logs/slurm/rule_transcribe/*/*.log")) == 3
+
+
+@pytest.fixture(scope="module")
+def site_run(cluster, site, tmp_path_factory):
+    """A few videos as a site may want it: all of it on nodes, at most two jobs, and one of them out of memory."""
+    project = small_project(cluster, site, tmp_path_factory.mktemp("site") / "project", slurm={"local": []})
+    project.site_profile(
+        jobs=2,
+        group_components=["download=2"],
+        default_resources={"slurm_account": ACCOUNT, "slurm_partition": "spot", "qos": QOS},
+        set_resources={
+            "transcribe": {
+                "slurm_partition": "main",
+                "constraint": MODELS["n1"],
+                "gpu_model": MODELS["n1"],
+                "tmpdir": f"'{project.directory}/scratch-$SLURM_JOB_ID'",
+                "mem_mb": "300 if attempt == 1 and wildcards.shard == '00001' else 4000 * attempt",
+            },
+            "embed": {"gres": "gpu:1", "gpu": 0, "slurm_extra": "'--nice=100'"},
+        },
+    )
+    project.snakemake(timeout=TIMEOUT)
+    return project, cluster.jobs(project.directory)
+
+
+@pytest.mark.slurm
+def test_downloads_and_load_on_nodes_lead_to_the_same_bytes(few, site_run):
+    project, jobs = site_run
+    assert project.products() == few
+    assert Counter(job.rule.partition("_")[0] for job in jobs if job.state == "COMPLETED") == {
+        "download": 2, "transcribe": 2, "embed": 2, "load": 1
+    }  # fmt: skip
+    assert json.loads(next(iter(project.files("qdrant/*.json").values())))["points"] > 0
+
+
+@pytest.mark.slurm
+def test_a_job_out_of_memory_is_tried_again_with_more(site_run):
+    project, jobs = site_run
+    first, second = tries(jobs, "transcribe_wildcards_00001")
+    assert (first.state, first.memory, second.state, second.memory) == ("FAILED", 300, "COMPLETED", 8000)
+    (log,) = project.files(f"logs/slurm/*/*/{first.id}.log").values()
+    assert b"exceeded memory limit" in log
+
+
+@pytest.mark.slurm
+def test_what_the_profile_says_of_a_site_reaches_slurm(site_run):
+    _, jobs = site_run
+    everywhere = {"Account": ACCOUNT, "QOS": QOS}
+    for job in jobs:
+        match job.rule.partition("_")[0]:
+            case "transcribe":
+                own = {"Partition": "main", "Features": MODELS["n1"], "Nice": "0"}
+                assert (job.gpu_request, job.node) == (f"gpu:{MODELS['n1']}:1", "n1")
+            case "embed":
+                own = {"Partition": "spot", "Features": "(null)", "Nice": "100"}
+                assert job.gpu_request == "gpu:1"
+            case _:
+                own = {"Partition": "spot", "Features": "(null)", "Nice": "0"}
+                assert job.gpus == 0
+        assert job.site == everywhere | own
+
+
+@pytest.mark.slurm
+def test_no_more_jobs_are_in_the_queue_than_the_limit_allows(site_run):
+    _, jobs = site_run
+    assert most_at_once(jobs, weight=lambda job: 1, since=lambda job: job.submitted) <= 2
+
+
+@pytest.mark.slurm
+def test_temporary_files_go_to_the_scratch_of_the_node(site_run):
+    project, jobs = site_run
+    logs = b"".join(project.files("logs/transcribe/*").values()).decode()
+    for job in jobs:
+        if job.rule.startswith("transcribe") and job.state == "COMPLETED":
+            assert re.search(rf"SLURM job {job.id} on .*, temporary files in \S*/scratch-{job.id}$", logs, re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def outage_run(cluster, site, tmp_path_factory):
+    """A few videos while controller and accounting go away, and in a partition whose jobs are cancelled for others.
+
+    Returns the project, its jobs, and what Snakemake said.
+    """
+    project = small_project(cluster, site, tmp_path_factory.mktemp("outage") / "project")
+    project.site_profile(default_resources={"slurm_account": ACCOUNT, "slurm_partition": "spot"})
+    with project.running() as (snakemake, output):
+        cluster.wait_until(Layout(project.results).slurm_runs.exists, "start of the run")
+        cluster.stop_controller()
+        cluster.wait_until(
+            lambda: "jobs are submitted when it is back" in output.read_text(), "a job that waits", TIMEOUT
+        )
+        cluster.start_controller()
+
+        job_of(cluster, project, "transcribe_wildcards_00000")
+        cluster.stop_accounting()
+        known = cluster.asked_in_vain()
+        cluster.wait_until(
+            lambda: cluster.asked_in_vain() >= known + 8, "an outage longer than the plugin's default bears", TIMEOUT
+        )
+        job_of(cluster, project, "transcribe_wildcards_00000", "COMPLETED")
+        cluster.start_accounting()
+
+        embedding = job_of(cluster, project, "embed_wildcards_all-MiniLM-L6-v2_00000")
+        cluster.slurm("scancel", str(job_of(cluster, project, "embed_wildcards_all-MiniLM-L6-v2_00001").id))
+        cluster.slurm(
+            "sbatch", "--partition=urgent", "--nodes=1", f"--nodelist={embedding.node}",
+            f"--gpus={len(NODES[embedding.node])}", "--output=/dev/null", "--wrap", "sleep 1",
+        )  # fmt: skip
+        snakemake.wait(TIMEOUT)
+    assert snakemake.returncode == 0, output.read_text()[-6000:]
+    return project, cluster.jobs(project.directory), output.read_text()
+
+
+@pytest.mark.slurm
+def test_outages_of_minutes_cost_no_job_and_no_retry(few, outage_run):
+    project, jobs, told = outage_run
+    assert project.products() == few
+    assert [job.state for job in jobs if job.rule.startswith("transcribe")] == ["COMPLETED"] * 2
+    assert "sacct gets no answer" in told
+    assert "sacct answers again" in told
+
+
+@pytest.mark.slurm
+def test_a_preempted_job_that_does_not_come_back_is_submitted_again(outage_run):
+    _, jobs, told = outage_run
+    preempted, *_, last = tries(jobs, "embed_wildcards_all-MiniLM-L6-v2_00000")
+    assert (preempted.state, last.state) == ("PREEMPTED", "COMPLETED")
+    assert f"SLURM job {preempted.id} has ended as PREEMPTED and does not come back" in told
+
+
+@pytest.mark.slurm
+def test_a_job_whose_cancellation_stands_in_the_database_is_submitted_again(outage_run):
+    _, jobs, _ = outage_run
+    states = [job.state for job in tries(jobs, "embed_wildcards_all-MiniLM-L6-v2_00001")]
+    assert (states[0], states[-1]) == ("CANCELLED", "COMPLETED")
+
+
+@pytest.mark.slurm
+def test_the_run_fetches_its_models_once_before_its_jobs_and_ctrl_c_cancels_them(cluster, site, tmp_path):
+    project = small_project(cluster, site, tmp_path / "project", ONE)
+    project.configure(transcribe={"model": "demo/tiny", "language": "en", "beam_size": 1})
+    with Hub("demo/tiny", ROOT / "demo" / "asr-model") as hub:
+        project.environment |= {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "cache")}
+        with project.running() as (first, _):
+            cluster.wait_until(lambda: cluster.jobs(project.directory), "a job", TIMEOUT)
+            assert hub.fetched["model.bin"] == 1
+            job_of(cluster, project, "transcribe")
+            first.send_signal(signal.SIGINT)
+            first.wait(TIMEOUT)
+        assert [job.state for job in cluster.jobs(project.directory)] == ["CANCELLED"]
+        project.snakemake(timeout=TIMEOUT)
+        assert hub.fetched["model.bin"] == 1
+    assert len(project.files("embeddings/*/*")) == 1
+
+
+@pytest.mark.slurm
 def test_after_a_kill_the_jobs_that_go_on_are_waited_for_and_not_submitted_twice(demo, cluster, site, tmp_path):
-    earlier = last_job(cluster)
     project = demo_project(cluster, site, tmp_path / "project")
     # One GPU is left, so that one orphan runs and two wait in the queue.
     cluster.slurm("scontrol", "update", "NodeName=n1", "State=DRAIN", "Reason=test")
     try:
         with project.running() as (first, _):
-            job_of(cluster, earlier, "transcribe")
-            cluster.wait_until(lambda: len(jobs_of(cluster, earlier)) == 3, "all transcribe jobs", TIMEOUT)
+            job_of(cluster, project, "transcribe")
+            cluster.wait_until(lambda: len(cluster.jobs(project.directory)) == 3, "all transcribe jobs", TIMEOUT)
             first.send_signal(signal.SIGKILL)
         with project.running() as (second, output):
             cluster.wait_until(lambda: "waiting for them to end" in output.read_text(), "a word on the orphans")
@@ -239,7 +442,9 @@ def test_after_a_kill_the_jobs_that_go_on_are_waited_for_and_not_submitted_twice
         with suppress(AssertionError):  # a node that is back already cannot be resumed
             cluster.slurm("scontrol", "update", "NodeName=n1", "State=RESUME")
     assert "SLURM jobs of an earlier run that was killed still go on" in output.read_text()
-    assert set(Counter(job.rule for job in jobs_of(cluster, earlier)).values()) == {1}
+    jobs = cluster.jobs(project.directory)
+    assert set(Counter(job.rule for job in jobs).values()) == {1}
+    assert jobs[0].node == "n2"  # the other was drained
     assert SlurmProject.products(demo) == project.products()
 
 
@@ -261,10 +466,10 @@ def sleepers(cluster, name, number=2):
 @pytest.mark.slurm
 def test_orphans_are_cancelled_when_that_is_wanted(in_cluster, tmp_path, caplog):
     layout = Layout(tmp_path)
-    slurm.remember_run(layout, "killed-run")
+    remember_run(layout, "killed-run")
     sleepers(in_cluster, "killed-run")
     sleepers(in_cluster, "another-project", 1)
-    slurm.settle_orphans(layout, "cancel")
+    settle_orphans(layout, "cancel")
     assert [job.name for job in in_cluster.jobs() if job.state in {"RUNNING", "PENDING"}] == ["another-project"]
     assert "2 SLURM jobs of an earlier run" in caplog.text
     assert "cancelling them" in caplog.text
@@ -274,18 +479,31 @@ def test_orphans_are_cancelled_when_that_is_wanted(in_cluster, tmp_path, caplog)
 @pytest.mark.slurm
 def test_the_jobs_of_a_run_that_goes_on_are_no_orphans(in_cluster, tmp_path):
     layout = Layout(tmp_path)
-    slurm.remember_run(layout, "live-run")
+    remember_run(layout, "live-run")
     sleepers(in_cluster, "live-run", 1)
     with hold(layout.lock("run", "run"), "the run"):
-        slurm.settle_orphans(layout, "cancel")
+        settle_orphans(layout, "cancel")
     assert [job.state for job in in_cluster.jobs() if job.name == "live-run"][-1] in {"RUNNING", "PENDING"}
     in_cluster.cancel_all()
 
 
 @pytest.mark.slurm
+def test_the_controller_decides_about_jobs_in_doubt(in_cluster, caplog):
+    sleepers(in_cluster, "some-run", 1)
+    job = in_cluster.jobs()[-1].id
+    assert (
+        judge([str(job)], "some-run") == {str(job): "RUNNING"} or judge([str(job)], "some-run")[str(job)] == "PENDING"
+    )
+    assert judge([str(job + 1000)], "some-run") == {str(job + 1000): "CANCELLED"}
+    assert f"SLURM job {job + 1000} is not known any more" in caplog.text
+    in_cluster.cancel_all()
+
+
+@pytest.mark.slurm
 def test_asking_an_accounting_database_that_is_not_there_fails_at_once(cluster, site, tmp_path):
-    project = demo_project(cluster, site, tmp_path / "project")
-    done = project.snakemake("--slurm-status-command", "sacct", check=False)
+    with Cluster(tmp_path / "cluster", accounting=False) as without:
+        project = demo_project(without, site, tmp_path / "project")
+        done = project.snakemake(check=False)
     assert done.returncode == 1
     assert "this cluster keeps no accounting" in done.stderr
     assert not project.files("transcripts/*")
@@ -293,34 +511,34 @@ def test_asking_an_accounting_database_that_is_not_there_fails_at_once(cluster, 
 
 def test_noted_runs_without_slurm_here_say_what_to_do(tmp_path, monkeypatch):
     layout = Layout(tmp_path)
-    slurm.remember_run(layout, "killed-run")
+    remember_run(layout, "killed-run")
     monkeypatch.setenv("PATH", "")
     with pytest.raises(EnvironmentFault, match="start the workflow on the cluster"):
-        slurm.settle_orphans(layout, "wait")
+        settle_orphans(layout, "wait")
 
 
 def test_time_and_memory_grow_with_audio_model_and_attempt(tmp_path):
     turbo, large = TranscribeSettings(model="large-v3-turbo"), TranscribeSettings(model="large-v3")
     day = [3600.0] * 24
-    assert slurm.transcribe_minutes([], turbo) < slurm.transcribe_minutes(day, turbo)
-    assert slurm.transcribe_minutes(day, turbo) < slurm.transcribe_minutes(day, large)
-    assert slurm.transcribe_minutes(day, large, speed=96) == slurm.transcribe_minutes([], large) + 15
-    assert slurm.transcribe_minutes(day, turbo, attempt=3) == 3 * slurm.transcribe_minutes(day, turbo)
-    assert slurm.transcribe_minutes(day, TranscribeSettings(device="cpu")) > 24 * 60 / 2
-    assert slurm.transcribe_memory([36000.0], turbo) > slurm.transcribe_memory(day, turbo)
-    assert slurm.transcribe_memory(day, large) > slurm.transcribe_memory(day, turbo)
-    assert slurm.transcribe_memory(day, turbo, attempt=2) == 2 * slurm.transcribe_memory(day, turbo)
+    assert transcribe_minutes([], turbo) < transcribe_minutes(day, turbo)
+    assert transcribe_minutes(day, turbo) < transcribe_minutes(day, large)
+    assert transcribe_minutes(day, large, speed=96) == transcribe_minutes([], large) + 15
+    assert transcribe_minutes(day, turbo, attempt=3) == 3 * transcribe_minutes(day, turbo)
+    assert transcribe_minutes(day, TranscribeSettings(device="cpu")) > 24 * 60 / 2
+    assert transcribe_memory([36000.0], turbo) > transcribe_memory(day, turbo)
+    assert transcribe_memory(day, large) > transcribe_memory(day, turbo)
+    assert transcribe_memory(day, turbo, attempt=2) == 2 * transcribe_memory(day, turbo)
     (tmp_path / "model.bin").write_bytes(bytes(3_000_000))
     local = TranscribeSettings(model=str(tmp_path))
-    assert slurm.transcribe_memory(day, turbo) - slurm.transcribe_memory(day, local) == 3300 - 3
+    assert transcribe_memory(day, turbo) - transcribe_memory(day, local) == 3300 - 3
 
 
 def test_audio_is_counted_from_the_receipts_and_unknown_until_all_are_there(tmp_path):
     paths = [tmp_path / "a.json", tmp_path / "b.json"]
     Receipt(video_id="a", url="u", status=Status.OK, sha256="0", duration=12.5).write(paths[0])
     with pytest.raises(FileNotFoundError):
-        slurm.audio_lengths(paths)
+        audio_lengths(paths)
     Receipt(video_id="b", url="u", status=Status.UNAVAILABLE).write(paths[1])
-    assert slurm.audio_lengths(paths) == [12.5, 0.0]
+    assert audio_lengths(paths) == [12.5, 0.0]
     paths[1].write_text("damaged: the job says so, the run goes on")
-    assert slurm.audio_lengths(paths) == [12.5, 0.0]
+    assert audio_lengths(paths) == [12.5, 0.0]

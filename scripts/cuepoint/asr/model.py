@@ -52,6 +52,12 @@ def find_model(settings: TranscribeSettings) -> ModelFiles:
     return ModelFiles(settings.model, folder.name, folder)
 
 
+def fetch(settings: TranscribeSettings) -> None:
+    """Download the model into the Hugging Face cache unless it is there or a directory here. Raises as `find_model`."""
+    if not Path(settings.model).is_dir():
+        _from_hub(settings)
+
+
 def _from_hub(settings: TranscribeSettings) -> Path:
     """Directory of the snapshot, named by its commit."""
     from faster_whisper.utils import download_model

@@ -35,6 +35,12 @@ def locate(model: EmbeddingModel) -> ModelFiles:
     return _local(path, model) if path.is_dir() else _from_hub(model)
 
 
+def fetch(model: EmbeddingModel) -> None:
+    """Download the model into the Hugging Face cache unless it is there or a local one. Raises as `locate`."""
+    if not model.model.startswith(PACKAGE) and not Path(model.model).expanduser().is_dir():
+        _from_hub(model)
+
+
 def _in_package(name: str) -> Path:
     package, _, folder = name.removeprefix(PACKAGE).partition("/")
     spec = find_spec(package) if package.isidentifier() else None
