@@ -57,6 +57,23 @@ def test_retries_are_set_for_the_cluster_only_where_they_do_not_multiply(setting
         assert "retries:" not in path.read_text(), f"{path.name}: each SLURM job would honour it once more"
 
 
+def test_a_cluster_is_asked_seldom_and_for_as_long_as_it_takes(settings):
+    cluster = settings("--workflow-profile", SLURM)
+    assert cluster["max_status_checks_per_second"] <= 0.1
+    assert int(cluster["slurm_init_seconds_before_status_checks"]) >= 40
+    assert int(cluster["slurm_status_attempts"]) * 10 > 7 * 24 * 3600  # a week of outage
+
+
+@pytest.mark.parametrize(("local", "clustered"), [(["download", "load"], 10), (["load"], 20), ([], 21)])
+def test_300_videos_are_tens_of_cluster_jobs(tmp_path, local, clustered):
+    videos = [f"http://demo.example/watch/video-{number}" for number in range(300)]
+    project = Project.create(tmp_path / "project", "http://127.0.0.1:9", videos, shard_size=64, slurm={"local": local})
+    told = project.snakemake("--dry-run", "--workflow-profile", SLURM).stdout
+    jobs = {rule: int(number) for rule, number in re.findall(r"^(transcribe|embed|load) +(\d+)$", told, re.MULTILINE)}
+    jobs["download"] = told.count("Group job download")
+    assert sum(number for rule, number in jobs.items() if rule not in local) == clustered
+
+
 @pytest.fixture(scope="module")
 def probe(tmp_path_factory):
     """A project whose Snakefile tells the limits; planned with `probe(*arguments)`."""

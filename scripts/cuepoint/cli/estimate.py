@@ -64,7 +64,7 @@ def estimate(
     _show(rows)
     for note in notes:
         typer.echo(note)
-    _advise(took, transcribing, device)
+    _advise(took, transcribing, device, threads)
 
 
 @dataclass(frozen=True)
@@ -116,11 +116,12 @@ class _Timing:
         return (name, f"{rate:,.1f} x real time", "", "", "", duration(took), disk), took
 
 
-def _advise(took: dict[str, float], transcribing: float | None, device: str) -> None:
+def _advise(took: dict[str, float], transcribing: float | None, device: str, threads: int) -> None:
     """The sum, and the mistake to look for: embedding that takes longer than hearing what was said."""
     total = sum(took.values()) + (transcribing or 0.0)
     if total:
-        typer.echo(f"\nTogether {duration(total)}" + (f": {total / 3600:.1f} GPU-hours" if device == "cuda" else ""))
+        price = f"{total / 3600:,.1f} GPU-hours" if device == "cuda" else f"{threads * total / 3600:,.1f} core-hours"
+        typer.echo(f"\nTogether {duration(total)}: {price}")
     slowest = max(took, key=took.__getitem__, default=None)
     if slowest and transcribing and took[slowest] > transcribing:
         typer.echo(
