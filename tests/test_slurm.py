@@ -5,13 +5,14 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from collections import Counter
 from contextlib import contextmanager, suppress
 
 import psutil
 import pytest
 import yaml
-from conftest import BIN, CLIPS, ROOT, Project
+from conftest import CLIPS, ROOT, Project
 from hub import Hub
 from slurm_cluster import ACCOUNT, MODELS, NODES, QOS, Cluster
 
@@ -27,9 +28,10 @@ from cuepoint.states import Status
 
 DOWNLOAD = yaml.safe_load((ROOT / "demo" / "config.yaml").read_text())["download"]
 PROFILE = ROOT / "profiles" / "slurm"
+IMPATIENT = ROOT / "tests" / "impatient_snakemake.py"
 TIMEOUT = 400  # seconds after which a run is killed: a hanging one must not hang the tests
-# The tests have no time to ask only every 40 seconds. As many cores as the local run has, since sums in another order
-# may differ in the last bit.
+# The tests have no time to ask for the first time after 40 seconds. As many cores as the local run has, since sums in
+# another order may differ in the last bit.
 QUICK = [
     "--slurm-init-seconds-before-status-checks", "2", "--max-status-checks-per-second", "1",
     "--set-threads", "transcribe=2", "embed=2", "download=1",
@@ -46,7 +48,7 @@ class SlurmProject(Project):
 
     def command(self, *arguments):
         return [
-            str(BIN / "snakemake"), "--snakefile", str(ROOT / "Snakefile"), "--directory", str(self.directory),
+            sys.executable, str(IMPATIENT), "--snakefile", str(ROOT / "Snakefile"), "--directory", str(self.directory),
             *self.profile, *QUICK, *arguments,
         ]  # fmt: skip
 
@@ -84,6 +86,15 @@ def cluster(tmp_path_factory):
     if missing := Cluster.missing():
         pytest.skip(f"{', '.join(missing)} not installed: apt-get install slurm-wlm slurmdbd mariadb-server")
     with Cluster(tmp_path_factory.mktemp("slurm") / "cluster") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def bare_cluster(tmp_path_factory):
+    """A cluster that keeps no accounting."""
+    if missing := Cluster.missing():
+        pytest.skip(f"{', '.join(missing)} not installed: apt-get install slurm-wlm slurmdbd mariadb-server")
+    with Cluster(tmp_path_factory.mktemp("bare") / "cluster", accounting=False) as running:
         yield running
 
 
@@ -345,14 +356,26 @@ def test_temporary_files_go_to_the_scratch_of_the_node(site_run):
             assert re.search(rf"SLURM job {job.id} on .*, temporary files in \S*/scratch-{job.id}$", logs, re.MULTILINE)
 
 
+def take_node(cluster, node):
+    """Submit a job that preempts all GPU jobs of a node for a moment."""
+    cluster.slurm(
+        "sbatch", "--partition=urgent", f"--nodelist={node}", f"--gpus={len(NODES[node])}", "--output=/dev/null",
+        "--wrap", "sleep 1",
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def outage_run(cluster, site, tmp_path_factory):
-    """A few videos while controller and accounting go away, and in a partition whose jobs are cancelled for others.
+    """A few videos while controller and accounting go away and other jobs take the nodes.
 
-    Returns the project, its jobs, and what Snakemake said.
+    Preempted transcribe jobs go back to the queue, embed jobs are cancelled. Returns the project, its jobs, and what
+    Snakemake said.
     """
     project = small_project(cluster, site, tmp_path_factory.mktemp("outage") / "project")
-    project.site_profile(default_resources={"slurm_account": ACCOUNT, "slurm_partition": "spot"})
+    project.site_profile(
+        default_resources={"slurm_account": ACCOUNT, "slurm_partition": "main"},
+        set_resources={"embed": {"slurm_partition": "spot"}},
+    )
     with project.running() as (snakemake, output):
         cluster.wait_until(Layout(project.results).slurm_runs.exists, "start of the run")
         cluster.stop_controller()
@@ -361,7 +384,10 @@ def outage_run(cluster, site, tmp_path_factory):
         )
         cluster.start_controller()
 
-        job_of(cluster, project, "transcribe_wildcards_00000")
+        take_node(cluster, job_of(cluster, project, "transcribe_wildcards_00000").node)
+        cluster.wait_until(
+            lambda: job_of(cluster, project, "transcribe_wildcards_00000").restarts, "a job that was requeued", TIMEOUT
+        )
         cluster.stop_accounting()
         known = cluster.asked_in_vain()
         cluster.wait_until(
@@ -372,10 +398,7 @@ def outage_run(cluster, site, tmp_path_factory):
 
         embedding = job_of(cluster, project, "embed_wildcards_all-MiniLM-L6-v2_00000")
         cluster.slurm("scancel", str(job_of(cluster, project, "embed_wildcards_all-MiniLM-L6-v2_00001").id))
-        cluster.slurm(
-            "sbatch", "--partition=urgent", "--nodes=1", f"--nodelist={embedding.node}",
-            f"--gpus={len(NODES[embedding.node])}", "--output=/dev/null", "--wrap", "sleep 1",
-        )  # fmt: skip
+        take_node(cluster, embedding.node)
         snakemake.wait(TIMEOUT)
     assert snakemake.returncode == 0, output.read_text()[-6000:]
     return project, cluster.jobs(project.directory), output.read_text()
@@ -391,8 +414,10 @@ def test_outages_of_minutes_cost_no_job_and_no_retry(few, outage_run):
 
 
 @pytest.mark.slurm
-def test_a_preempted_job_that_does_not_come_back_is_submitted_again(outage_run):
+def test_a_preempted_job_comes_back_by_itself_or_is_submitted_again(outage_run):
     _, jobs, told = outage_run
+    (requeued,) = tries(jobs, "transcribe_wildcards_00000")
+    assert (requeued.state, requeued.restarts) == ("COMPLETED", 1)
     preempted, *_, last = tries(jobs, "embed_wildcards_all-MiniLM-L6-v2_00000")
     assert (preempted.state, last.state) == ("PREEMPTED", "COMPLETED")
     assert f"SLURM job {preempted.id} has ended as PREEMPTED and does not come back" in told
@@ -406,19 +431,29 @@ def test_a_job_whose_cancellation_stands_in_the_database_is_submitted_again(outa
 
 
 @pytest.mark.slurm
-def test_the_run_fetches_its_models_once_before_its_jobs_and_ctrl_c_cancels_them(cluster, site, tmp_path):
+def test_models_are_fetched_once_before_all_jobs_ctrl_c_cancels_and_a_forgotten_job_is_submitted_again(
+    bare_cluster, site, tmp_path
+):
+    cluster = bare_cluster
     project = small_project(cluster, site, tmp_path / "project", ONE)
     project.configure(transcribe={"model": "demo/tiny", "language": "en", "beam_size": 1})
     with Hub("demo/tiny", ROOT / "demo" / "asr-model") as hub:
         project.environment |= {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "cache")}
-        with project.running() as (first, _):
+        with project.running(*SQUEUE) as (first, _):
             cluster.wait_until(lambda: cluster.jobs(project.directory), "a job", TIMEOUT)
             assert hub.fetched["model.bin"] == 1
             job_of(cluster, project, "transcribe")
             first.send_signal(signal.SIGINT)
             first.wait(TIMEOUT)
         assert [job.state for job in cluster.jobs(project.directory)] == ["CANCELLED"]
-        project.snakemake(timeout=TIMEOUT)
+        with project.running(*SQUEUE) as (second, output):
+            job_of(cluster, project, "transcribe")
+            cluster.stop_controller()
+            cluster.start_controller("-c")  # with its memory gone
+            second.wait(TIMEOUT)
+        assert second.returncode == 0, output.read_text()[-6000:]
+        assert "is not known any more and does not come back" in output.read_text()
+        assert [job.state for job in cluster.jobs(project.directory)] == ["COMPLETED"] * 2
         assert hub.fetched["model.bin"] == 1
     assert len(project.files("embeddings/*/*")) == 1
 
@@ -435,16 +470,19 @@ def test_after_a_kill_the_jobs_that_go_on_are_waited_for_and_not_submitted_twice
             first.send_signal(signal.SIGKILL)
         with project.running() as (second, output):
             cluster.wait_until(lambda: "waiting for them to end" in output.read_text(), "a word on the orphans")
+            cluster.slurm("scontrol", "update", "NodeName=n2", "State=DRAIN", "Reason=test")  # a job is running there
             cluster.slurm("scontrol", "update", "NodeName=n1", "State=RESUME")
             second.wait(TIMEOUT)
         assert second.returncode == 0, output.read_text()[-6000:]
     finally:
-        with suppress(AssertionError):  # a node that is back already cannot be resumed
-            cluster.slurm("scontrol", "update", "NodeName=n1", "State=RESUME")
+        for node in NODES:
+            with suppress(AssertionError):  # a node that is back already cannot be resumed
+                cluster.slurm("scontrol", "update", f"NodeName={node}", "State=RESUME")
     assert "SLURM jobs of an earlier run that was killed still go on" in output.read_text()
     jobs = cluster.jobs(project.directory)
     assert set(Counter(job.rule for job in jobs).values()) == {1}
-    assert jobs[0].node == "n2"  # the other was drained
+    nodes = [job.node for job in sorted(jobs, key=lambda job: job.started)]
+    assert (nodes, nodes[0], nodes[-1]) == (sorted(nodes, reverse=True), "n2", "n1")  # none on a drained node
     assert SlurmProject.products(demo) == project.products()
 
 
@@ -500,10 +538,9 @@ def test_the_controller_decides_about_jobs_in_doubt(in_cluster, caplog):
 
 
 @pytest.mark.slurm
-def test_asking_an_accounting_database_that_is_not_there_fails_at_once(cluster, site, tmp_path):
-    with Cluster(tmp_path / "cluster", accounting=False) as without:
-        project = demo_project(without, site, tmp_path / "project")
-        done = project.snakemake(check=False)
+def test_asking_an_accounting_database_that_is_not_there_fails_at_once(bare_cluster, site, tmp_path):
+    project = small_project(bare_cluster, site, tmp_path / "project", ONE)
+    done = project.snakemake(check=False)
     assert done.returncode == 1
     assert "this cluster keeps no accounting" in done.stderr
     assert not project.files("transcripts/*")

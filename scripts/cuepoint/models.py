@@ -20,7 +20,7 @@ def fetch_models(settings: Settings, layout: Layout) -> None:
         from cuepoint.asr import model as speech
         from cuepoint.embedding import location as embedding
 
-        with hold(layout.lock("models", "fetch"), "the download of the models"):
+        with hold(layout.lock("model", "fetch"), "the download of the models"):
             speech.fetch(settings.transcribe)
             for name in settings.embedding.use:
                 embedding.fetch(settings.embedding.models[name])
