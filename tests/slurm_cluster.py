@@ -1,9 +1,9 @@
 """A real SLURM cluster on this machine, private to the tests: slurmctld, one slurmd a node, slurmdbd and its MariaDB.
 
-It needs Debian's `slurm-wlm`, `slurmdbd` and `mariadb-server` and nothing else: no root, munge, cgroups or GPU. Nodes
-claim more cores and memory than the machine has, and character devices that every machine has (`/dev/zero`, …) stand
-for GPUs: SLURM schedules them, hands them out in CUDA_VISIBLE_DEVICES and never opens them. Ports are free ones, so
-that several clusters can run side by side.
+It needs the Debian packages below and nothing else: no root, munge, cgroups or GPU. Nodes claim more cores and memory
+than the machine has, and character devices that every machine has (`/dev/zero`, …) stand for GPUs: SLURM schedules
+them, hands them out in CUDA_VISIBLE_DEVICES and never opens them. Ports are free ones, so that several clusters can
+run side by side.
 """
 
 import ctypes
@@ -28,6 +28,7 @@ MODELS = {"n1": "a100", "n2": "l40"}
 ACCOUNT, QOS = "lab", "patient"
 """What a user of the cluster may name (the account must be one of the database's)."""
 
+PACKAGES = "slurm-wlm slurmdbd mariadb-server-core mariadb-client-core"
 DAEMONS = ("slurmctld", "slurmd", "slurmdbd", "mariadbd", "mariadb-install-db")
 _PATH = os.environ["PATH"] + ":/usr/sbin:/sbin"
 _PR_SET_PDEATHSIG = 1  # prctl(2)

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from conftest import CLIPS, ROOT, Project
 from hub import Hub
-from slurm_cluster import ACCOUNT, MODELS, NODES, QOS, Cluster
+from slurm_cluster import ACCOUNT, MODELS, NODES, PACKAGES, QOS, Cluster
 
 from cuepoint.errors import EnvironmentFault
 from cuepoint.layout import Layout
@@ -81,20 +81,22 @@ class SlurmProject(Project):
             process.wait()
 
 
+def start(directory, accounting=True):
+    if missing := Cluster.missing():
+        pytest.skip(f"{', '.join(missing)} not installed: apt-get install {PACKAGES}")
+    return Cluster(directory, accounting)
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    if missing := Cluster.missing():
-        pytest.skip(f"{', '.join(missing)} not installed: apt-get install slurm-wlm slurmdbd mariadb-server")
-    with Cluster(tmp_path_factory.mktemp("slurm") / "cluster") as running:
+    with start(tmp_path_factory.mktemp("slurm") / "cluster") as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def bare_cluster(tmp_path_factory):
     """A cluster that keeps no accounting."""
-    if missing := Cluster.missing():
-        pytest.skip(f"{', '.join(missing)} not installed: apt-get install slurm-wlm slurmdbd mariadb-server")
-    with Cluster(tmp_path_factory.mktemp("bare") / "cluster", accounting=False) as running:
+    with start(tmp_path_factory.mktemp("bare") / "cluster", accounting=False) as running:
         yield running
 
 
