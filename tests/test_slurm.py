@@ -134,6 +134,22 @@ def job_of(cluster, project, rule, state="RUNNING"):
     return cluster.wait_until(newest, f"{rule} {state}", TIMEOUT)
 
 
+@contextmanager
+def queueing(cluster, project, partition, number):
+    """Let jobs of a partition wait in the queue; at the end of the block `number` jobs of the project do, and start."""
+    cluster.slurm("scontrol", "update", f"PartitionName={partition}", "State=DOWN")
+    try:
+        yield
+
+        def waiting():
+            jobs = [job for job in cluster.jobs(project.directory) if job.site["Partition"] == partition]
+            return sum(job.state == "PENDING" for job in jobs) == number
+
+        cluster.wait_until(waiting, f"{number} jobs in the queue of {partition}", TIMEOUT)
+    finally:
+        cluster.slurm("scontrol", "update", f"PartitionName={partition}", "State=UP")
+
+
 def most_at_once(jobs, weight=lambda job: job.gpus, since=lambda job: job.started):
     """The most GPUs (or another weight) that were in use at a time."""
     return max(sum(weight(other) for other in jobs if since(other) <= since(job) < other.ended) for job in jobs)
@@ -216,13 +232,15 @@ def rough_run(cluster, site, tmp_path_factory, request):
     doomed = small_project(cluster, site, tmp_path_factory.mktemp("doomed") / "project", ONE)
     doomed.configure(transcribe={"model": str(tmp_path_factory.mktemp("no-model"))})
     with project.running(*SQUEUE) as (snakemake, output):
+        with queueing(cluster, project, "main", 3):
+            pass
+        cluster.slurm("scancel", str(job_of(cluster, project, "transcribe_wildcards_00000").id))
         stuck = job_of(cluster, project, "transcribe_wildcards_00001")
         suspended = cluster.wait_until(lambda: processes_of(stuck), "the job's processes")
         request.addfinalizer(lambda: kill_all(suspended))
         for process in suspended:
             process.suspend()
         cluster.slurm("scontrol", "update", f"JobId={stuck.id}", "TimeLimit=1")
-        cluster.slurm("scancel", str(job_of(cluster, project, "transcribe_wildcards_00000").id))
         failed = doomed.snakemake(*SQUEUE, check=False, timeout=TIMEOUT)
         job_of(cluster, project, "transcribe_wildcards_00002", "COMPLETED")
 
@@ -390,14 +408,16 @@ def outage_run(cluster, site, tmp_path_factory):
         cluster.wait_until(
             lambda: job_of(cluster, project, "transcribe_wildcards_00000").restarts, "a job that was requeued", TIMEOUT
         )
-        cluster.stop_accounting()
-        known = cluster.asked_in_vain()
-        cluster.wait_until(
-            lambda: cluster.asked_in_vain() >= known + 8, "an outage longer than the plugin's default bears", TIMEOUT
-        )
-        job_of(cluster, project, "transcribe_wildcards_00000", "COMPLETED")
-        cluster.start_accounting()
-
+        with queueing(cluster, project, "spot", 2):
+            cluster.stop_accounting()
+            known = cluster.asked_in_vain()
+            cluster.wait_until(
+                lambda: cluster.asked_in_vain() >= known + 8,
+                "an outage longer than the plugin's default bears",
+                TIMEOUT,
+            )
+            job_of(cluster, project, "transcribe_wildcards_00000", "COMPLETED")
+            cluster.start_accounting()
         embedding = job_of(cluster, project, "embed_wildcards_all-MiniLM-L6-v2_00000")
         cluster.slurm("scancel", str(job_of(cluster, project, "embed_wildcards_all-MiniLM-L6-v2_00001").id))
         take_node(cluster, embedding.node)
