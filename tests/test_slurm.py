@@ -467,7 +467,8 @@ def test_models_are_fetched_once_before_all_jobs_ctrl_c_cancels_and_a_forgotten_
             job_of(cluster, project, "transcribe")
             first.send_signal(signal.SIGINT)
             first.wait(TIMEOUT)
-        assert [job.state for job in cluster.jobs(project.directory)] == ["CANCELLED"]
+        (cancelled,) = cluster.jobs(project.directory)
+        assert job_of(cluster, project, "transcribe", "CANCELLED").id == cancelled.id
         with project.running(*SQUEUE) as (second, output):
             job_of(cluster, project, "transcribe")
             cluster.stop_controller()
