@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import psutil
 import pytest
@@ -296,9 +297,10 @@ def test_a_job_that_always_fails_is_tried_as_often_as_retries_says_and_its_logs_
     _, (project, jobs) = rough_run
     assert [(job.rule, job.state) for job in jobs] == [("transcribe_wildcards_00000", "FAILED")] * 3
     (log,) = project.files("logs/transcribe/*").values()
-    assert re.findall(r"SLURM job (\d+) on", log.decode()) == [str(job.id) for job in jobs]
-    assert log.decode().count("model.bin is missing") == 3
-    assert len(project.files("logs/slurm/rule_transcribe/*/*.log")) == 3
+    assert b"model.bin is missing" in log
+    kept = project.files("logs/slurm/rule_transcribe/*/*.log")
+    assert {Path(name).stem for name in kept} == {str(job.id) for job in jobs}
+    assert not any(b"Trying to restart" in text for text in kept.values())  # the Snakemakes inside try once
 
 
 @pytest.fixture(scope="module")
