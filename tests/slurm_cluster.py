@@ -192,8 +192,8 @@ class Cluster:
 
     def slurm(self, *command: str) -> str:
         """What a SLURM command prints; fails loudly."""
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=30, check=False)
-        assert done.returncode == 0, f"{command}: {done.stderr}"
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, f"{command}: {done.stdout[-1000:]}{done.stderr}"
         return done.stdout
 
     def jobs(self, project: Path | None = None) -> list[Job]:
@@ -282,10 +282,7 @@ class Cluster:
     def _start_database(self) -> None:
         """MariaDB with an empty database, slurmdbd, and in it the cluster and its user."""
         user, data, init = getpass.getuser(), self.directory / "database", self.directory / "init.sql"
-        subprocess.run(
-            ["mariadb-install-db", "--no-defaults", f"--datadir={data}", f"--user={user}", "--skip-test-db"],
-            env=self.environment, capture_output=True, check=True, timeout=120,
-        )  # fmt: skip
+        self.slurm("mariadb-install-db", "--no-defaults", f"--datadir={data}", f"--user={user}", "--skip-test-db")
         init.write_text(DATABASE_INIT)
         self._start(
             "mariadbd", "--no-defaults", f"--datadir={data}", f"--user={user}", f"--init-file={init}",

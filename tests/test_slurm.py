@@ -223,6 +223,21 @@ def kill_all(processes):
             process.kill()
 
 
+def freeze(cluster, job, request):
+    """Stop a running job's processes, so that it does not end by itself."""
+    found = cluster.wait_until(lambda: processes_of(job), "the job's processes")
+    request.addfinalizer(lambda: kill_all(found))
+    for process in found:
+        with suppress(psutil.NoSuchProcess):
+            process.suspend()
+
+
+def resume(cluster, node):
+    """Take a node back into use; one that is back already cannot be resumed."""
+    with suppress(AssertionError):
+        cluster.slurm("scontrol", "update", f"NodeName={node}", "State=RESUME")
+
+
 @pytest.fixture(scope="module")
 def rough_run(cluster, site, tmp_path_factory, request):
     """The demo while one job is cancelled, one times out, the controller goes away and a node dies.
@@ -234,13 +249,10 @@ def rough_run(cluster, site, tmp_path_factory, request):
     doomed.configure(transcribe={"model": str(tmp_path_factory.mktemp("no-model"))})
     with project.running(*SQUEUE) as (snakemake, output):
         with queueing(cluster, project, "main", 3):
-            pass
+            pass  # so that all of them start at the same time
         cluster.slurm("scancel", str(job_of(cluster, project, "transcribe_wildcards_00000").id))
         stuck = job_of(cluster, project, "transcribe_wildcards_00001")
-        suspended = cluster.wait_until(lambda: processes_of(stuck), "the job's processes")
-        request.addfinalizer(lambda: kill_all(suspended))
-        for process in suspended:
-            process.suspend()
+        freeze(cluster, stuck, request)
         cluster.slurm("scontrol", "update", f"JobId={stuck.id}", "TimeLimit=1")
         failed = doomed.snakemake(*SQUEUE, check=False, timeout=TIMEOUT)
         job_of(cluster, project, "transcribe_wildcards_00002", "COMPLETED")
@@ -254,7 +266,7 @@ def rough_run(cluster, site, tmp_path_factory, request):
 
         embedding = job_of(cluster, project, "embed_wildcards_all-MiniLM-L6-v2_00001")
         cluster.slurm("scontrol", "update", f"NodeName={embedding.node}", "State=DOWN", "Reason=test")
-        cluster.slurm("scontrol", "update", f"NodeName={embedding.node}", "State=RESUME")
+        resume(cluster, embedding.node)
         snakemake.wait(TIMEOUT)
     assert snakemake.returncode == 0, output.read_text()[-6000:]
     assert failed.returncode == 1
@@ -406,7 +418,9 @@ def outage_run(cluster, site, tmp_path_factory):
         )
         cluster.start_controller()
 
-        take_node(cluster, job_of(cluster, project, "transcribe_wildcards_00000").node)
+        first = job_of(cluster, project, "transcribe_wildcards_00000")
+        cluster.slurm("scancel", str(job_of(cluster, project, "transcribe_wildcards_00001").id))
+        take_node(cluster, first.node)
         cluster.wait_until(
             lambda: job_of(cluster, project, "transcribe_wildcards_00000").restarts, "a job that was requeued", TIMEOUT
         )
@@ -421,7 +435,6 @@ def outage_run(cluster, site, tmp_path_factory):
             job_of(cluster, project, "transcribe_wildcards_00000", "COMPLETED")
             cluster.start_accounting()
         embedding = job_of(cluster, project, "embed_wildcards_all-MiniLM-L6-v2_00000")
-        cluster.slurm("scancel", str(job_of(cluster, project, "embed_wildcards_all-MiniLM-L6-v2_00001").id))
         take_node(cluster, embedding.node)
         snakemake.wait(TIMEOUT)
     assert snakemake.returncode == 0, output.read_text()[-6000:]
@@ -432,7 +445,7 @@ def outage_run(cluster, site, tmp_path_factory):
 def test_outages_of_minutes_cost_no_job_and_no_retry(few, outage_run):
     project, jobs, told = outage_run
     assert project.products() == few
-    assert [job.state for job in jobs if job.rule.startswith("transcribe")] == ["COMPLETED"] * 2
+    assert [job.state for job in tries(jobs, "transcribe_wildcards_00000")] == ["COMPLETED"]
     assert "sacct gets no answer" in told
     assert "sacct answers again" in told
 
@@ -450,8 +463,8 @@ def test_a_preempted_job_comes_back_by_itself_or_is_submitted_again(outage_run):
 @pytest.mark.slurm
 def test_a_job_whose_cancellation_stands_in_the_database_is_submitted_again(outage_run):
     _, jobs, _ = outage_run
-    states = [job.state for job in tries(jobs, "embed_wildcards_all-MiniLM-L6-v2_00001")]
-    assert (states[0], states[-1]) == ("CANCELLED", "COMPLETED")
+    states = [job.state for job in tries(jobs, "transcribe_wildcards_00001")]
+    assert states == ["CANCELLED", "COMPLETED"]
 
 
 @pytest.mark.slurm
@@ -501,8 +514,7 @@ def test_after_a_kill_the_jobs_that_go_on_are_waited_for_and_not_submitted_twice
         assert second.returncode == 0, output.read_text()[-6000:]
     finally:
         for node in NODES:
-            with suppress(AssertionError):  # a node that is back already cannot be resumed
-                cluster.slurm("scontrol", "update", f"NodeName={node}", "State=RESUME")
+            resume(cluster, node)
     assert "SLURM jobs of an earlier run that was killed still go on" in output.read_text()
     jobs = cluster.jobs(project.directory)
     assert set(Counter(job.rule for job in jobs).values()) == {1}
