@@ -68,7 +68,7 @@ def make_audio(folder: Path, minutes: list[float], seed: int = 0) -> list[Path]:
         while sum(map(len, pieces)) < wanted:
             pieces.append(clips[draw.integers(len(clips))])
         paths.append(folder / f"file-{number:03d}.mka")
-        _write_opus(paths[-1], np.concatenate(pieces)[:wanted], times)
+        write_opus(paths[-1], np.concatenate(pieces)[:wanted], times)
     return paths
 
 
@@ -377,7 +377,7 @@ def measure_accuracy(options: Options) -> None:
         with tempfile.TemporaryDirectory() as folder:
             files = [Path(folder, f"file-{number:03d}.mka") for number in range(len(recordings))]
             for path, recording in zip(files, recordings, strict=True):
-                _write_opus(path, (recording.audio.clip(-1, 1) * 32767).astype(np.int16))
+                write_opus(path, (recording.audio.clip(-1, 1) * 32767).astype(np.int16))
             said = [normalise(recording.text) for recording in recordings]
             heard = [list(map(normalise, measure(side, files, options)["text"])) for side in sides]
         print(f"| {name} | {' | '.join(f'{jiwer.wer(said, texts):.2%}' for texts in heard)} |", flush=True)
@@ -389,7 +389,7 @@ def _samples(path: Path) -> np.ndarray:
     return (decode_audio(str(path)) * 32767).astype(np.int16)
 
 
-def _write_opus(path: Path, samples: np.ndarray, times: int = 1) -> None:
+def write_opus(path: Path, samples: np.ndarray, times: int = 1) -> None:
     """Write (n,) int16, `times` times one after the other."""
     with av.open(path, "w") as container:
         stream = container.add_stream("libopus", rate=48_000, layout="mono")

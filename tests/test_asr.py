@@ -10,9 +10,10 @@ from pathlib import Path
 
 import av
 import jiwer
+import numpy as np
 import pytest
 
-from benchmarks.asr import make_audio
+from benchmarks.asr import make_audio, write_opus
 from benchmarks.random_whisper import SIZES, write_model
 from cuepoint import failures
 from cuepoint.asr import engine as engines
@@ -28,6 +29,8 @@ from cuepoint.settings import TranscribeSettings
 from cuepoint.states import Status
 from cuepoint.tables import read_metadata, read_table
 from cuepoint.telemetry import Telemetry, read_telemetry
+from demo.train import evaluate
+from demo.train.evaluate import held_out_recordings, normalise
 
 ROOT = Path(__file__).parents[1]
 MANIFEST = {clip["video_id"]: clip for clip in json.loads((ROOT / "demo" / "manifest.json").read_text())}
@@ -113,20 +116,24 @@ def words_of(texts):
     return [" ".join(text.lower().replace(".", " ").replace(":", " ").split()) for text in texts]
 
 
-def test_it_hears_no_worse_than_faster_whisper_file_by_file(spoken):
-    said = [" ".join(sentence["text"] for sentence in MANIFEST[name]["sentences"]) for name in MANY]
-    ours = [" ".join(row["text"] for row in spoken.segments if row["video_id"] == name) for name in MANY]
-    from faster_whisper import WhisperModel
-
-    model = WhisperModel(DEMO.model, device="cpu", compute_type="int8", cpu_threads=1)
-    theirs = []
-    for name in MANY:
-        found, _ = model.transcribe(
-            str(spoken.layout.audio(name)), temperature=0.0, condition_on_previous_text=False, vad_filter=True
-        )
-        theirs.append(" ".join(segment.text for segment in found))
-    errors = jiwer.wer(words_of(said), words_of(ours))
-    assert errors <= jiwer.wer(words_of(said), words_of(theirs)) + 0.005
+def test_it_hears_no_worse_than_faster_whisper_file_by_file(tmp_path):
+    """On recordings that the model was not trained on, with as many sentences as fill clips."""
+    recordings = {f"held-out-{number}": each for number, each in enumerate(held_out_recordings(8, sentences=12))}
+    heard = Shard(tmp_path / "results", [])
+    for name, recording in recordings.items():
+        path = tmp_path / f"{name}.mka"
+        write_opus(path, (recording.audio.clip(-1, 1) * 32767).astype(np.int16))
+        heard.receipts.append(heard.add(name, path))
+    heard.transcribe()
+    said = [normalise(recording.text) for recording in recordings.values()]
+    ours = [" ".join(row["text"] for row in heard.segments if row["video_id"] == name) for name in recordings]
+    model = evaluate.load()
+    options = {"temperature": 0.0, "condition_on_previous_text": False, "vad_filter": True}
+    theirs = [
+        " ".join(segment.text for segment in model.transcribe(str(heard.layout.audio(name)), **options)[0])
+        for name in recordings
+    ]
+    assert jiwer.wer(said, list(map(normalise, ours))) <= jiwer.wer(said, list(map(normalise, theirs))) + 0.005
 
 
 @pytest.mark.parametrize("mode", ["spoken", "spoken_words"])
@@ -141,7 +148,7 @@ def test_segments_have_the_times_of_sentences(mode, request):
         off += [max(abs(same[0]["start"] - row["start"]), abs(same[0]["end"] - row["end"]))] if len(same) == 1 else []
         assert row["start"] < row["end"] <= MANIFEST[row["video_id"]]["duration"] + 0.05
     assert len(off) >= 10, "hardly any sentence was heard word for word"
-    assert sorted(off)[len(off) // 2] < 0.3  # seconds
+    assert sorted(off)[len(off) // 2] < 0.1  # seconds
 
 
 def test_words_lie_inside_their_segment_in_order(spoken_words):
@@ -389,9 +396,9 @@ def test_what_was_decoded_again_to_its_end_has_no_rest(tmp_path, monkeypatch, sp
 
 
 def test_towards_the_end_the_lanes_take_smaller_batches_so_that_they_end_together(tmp_path, multilingual, monkeypatch):
-    (talk,) = make_audio(tmp_path, [8])
+    (talk,) = make_audio(tmp_path, [9])
     long = Shard(tmp_path / "results", [])
-    long.receipts = [long.add("talk", talk).model_copy(update={"duration": 480.0})]
+    long.receipts = [long.add("talk", talk).model_copy(update={"duration": 540.0})]
     transcribe, sizes = engines.Engine.transcribe, []
 
     def counted(self, groups):

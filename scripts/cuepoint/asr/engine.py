@@ -277,6 +277,7 @@ class Engine:
             if not pieces:
                 pieces.append({"start": 0.0, "end": 0.0, "tokens": []})
             for piece in pieces:
+                piece["stamp"] = piece["start"]
                 piece["seek"] = place * _APART * self._model.frames_per_second
                 piece["start"] += place * _APART
                 piece["end"] += place * _APART
@@ -294,6 +295,9 @@ class Engine:
                 for times in [piece, *piece["words"]]:
                     times["start"] = max(0.0, float(times["start"]) - place * _APART)
                     times["end"] = max(0.0, float(times["end"]) - place * _APART)
+                # The alignment gives the pause before a sentence to its first word; the model's stamp knows better.
+                if piece["words"] and piece["words"][0]["start"] < piece["stamp"] < piece["words"][0]["end"]:
+                    piece["words"][0]["start"] = piece["stamp"]
 
 
 def load(files: ModelFiles, settings: TranscribeSettings, gpu: Gpu | None, workers: int) -> Engine:

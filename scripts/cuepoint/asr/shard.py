@@ -17,7 +17,7 @@ from cuepoint.asr import VERSION
 from cuepoint.asr.engine import Engine, Word, load
 from cuepoint.asr.model import ModelFiles, find_model
 from cuepoint.asr.pipeline import GROUP, Part, Pipeline, Video, count_flagged
-from cuepoint.asr.speech import VAD, Timeline
+from cuepoint.asr.speech import PAUSE, RATE, VAD, Timeline
 from cuepoint.errors import DataError
 from cuepoint.failures import Attempt
 from cuepoint.fingerprint import fingerprint
@@ -275,7 +275,7 @@ def _write_tables(
         )
     provenance = {
         "model": {"name": files.name, "revision": files.revision, "computed": sorted(computed)},
-        "vad": VAD,
+        "vad": VAD | {"pause_s": PAUSE / RATE},
         "packages": package_versions("faster-whisper", "ctranslate2", "onnxruntime", "av"),
     }
     write_table(transcripts, pa.concat_tables(tables), TRANSCRIPTS, settings=settings.result_settings(), **provenance)

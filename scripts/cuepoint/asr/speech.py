@@ -27,6 +27,10 @@ VAD: dict[str, Any] = {
     "speech_pad_ms": 400,
     "max_speech_duration_s": MAX_CLIP,
 }
+# Shorter pauses stay in a clip, as in faster-whisper's sequential mode (its VAD joins speech across 2 s): without them
+# sentences run into one another, and more words are wrong (benchmarks/asr.md).
+PAUSE = 2 * RATE
+NOTHING = np.empty(0, np.int16)
 BLOCK = 100 * RATE  # samples that the VAD sees at a time: about 90 MB inside it (300 s: 200 MB)
 # Speech that ends this close to the end of what is read may go on in the next block: longer than the VAD's own
 # silence and padding together.
@@ -35,7 +39,7 @@ _UNSURE = 2 * RATE
 
 @dataclass(frozen=True)
 class Timeline:
-    """Stretches of a file joined to one, the silence between them cut out: `sections` are (start, end) in samples."""
+    """Stretches of a file joined to one, what is between them cut out: `sections` are (start, end) in samples."""
 
     sections: tuple[tuple[int, int], ...]
 
@@ -90,6 +94,15 @@ class Clip:
         return Clip(self.samples[skip:], self.timeline.after(skip))
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """Speech of a file: the sample that it starts at, (n,) int16, and the pause before it, if that is a short one."""
+
+    start: int
+    samples: np.ndarray
+    pause: np.ndarray
+
+
 class Speech:
     """The speech of one audio file, as clips; to be iterated once. The counts are complete when it has ended."""
 
@@ -110,9 +123,12 @@ class Speech:
         return round(self._speech / RATE, 3)
 
     def __iter__(self) -> Iterator[Clip]:
-        for clip in pack(find_speech(self._blocks())):
-            self._speech += len(clip.samples)
-            yield clip
+        yield from pack(self._stretches())
+
+    def _stretches(self) -> Iterator[Stretch]:
+        for stretch in find_speech(self._blocks()):
+            self._speech += len(stretch.samples)
+            yield stretch
 
     def _blocks(self) -> Iterator[np.ndarray]:
         """Blocks of BLOCK samples, (n,) int16; the last may be shorter."""
@@ -156,33 +172,43 @@ class Speech:
             self.problem = f"{bad} packets of the audio cannot be decoded"
 
 
-def find_speech(blocks: Iterable[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
-    """Stretches of speech, none longer than a clip: where each starts (in samples) and its samples, (n,) int16."""
+def find_speech(blocks: Iterable[np.ndarray]) -> Iterator[Stretch]:
+    """Stretches of speech, none longer than a clip, in blocks of (n,) int16."""
     options = VadOptions(**VAD)
-    offset, pending = 0, np.empty(0, np.int16)
+    offset, pending = 0, NOTHING
+    quiet = NOTHING  # what came after the last stretch and is not pending any more
     for block, last in _mark_last(blocks):
         pending = np.concatenate([pending, block])
         found = get_speech_timestamps(pending.astype(np.float32) / 32768, options)
         sure = len(pending) if last else len(pending) - _UNSURE
         done = [stretch for stretch in found if stretch["end"] <= sure]
+        heard = 0
         for stretch in done:
-            yield offset + stretch["start"], pending[stretch["start"] : stretch["end"]].copy()
+            start, heard, before = stretch["start"], stretch["end"], heard
+            pause = np.concatenate([quiet, pending[before:start]])
+            yield Stretch(offset + start, pending[start:heard].copy(), pause if len(pause) <= PAUSE else NOTHING)
+            quiet = NOTHING
         rest = found[len(done)]["start"] if len(done) < len(found) else max(sure, 0)
+        quiet = np.concatenate([quiet, pending[heard:rest]])[: PAUSE + 1]
         offset, pending = offset + rest, pending[rest:]
 
 
-def pack(stretches: Iterable[tuple[int, np.ndarray]]) -> Iterator[Clip]:
-    """Join stretches to clips as long as a window allows."""
+def pack(stretches: Iterable[Stretch]) -> Iterator[Clip]:
+    """Join stretches, with the short pauses between them, to clips as long as a window allows."""
     samples: list[np.ndarray] = []
     sections: list[tuple[int, int]] = []
     size = 0
-    for start, stretch in stretches:
-        if size and size + len(stretch) > MAX_CLIP * RATE:
+    for stretch in stretches:
+        if size and size + len(stretch.pause) + len(stretch.samples) > MAX_CLIP * RATE:
             yield Clip(np.concatenate(samples), Timeline(tuple(sections)))
             samples, sections, size = [], [], 0
-        samples.append(stretch)
-        sections.append((start, start + len(stretch)))
-        size += len(stretch)
+        start, end = stretch.start, stretch.start + len(stretch.samples)
+        if size and len(stretch.pause):
+            samples.append(stretch.pause)
+            start, _ = sections.pop()
+        samples.append(stretch.samples)
+        sections.append((start, end))
+        size = sum(map(len, samples))
     if size:
         yield Clip(np.concatenate(samples), Timeline(tuple(sections)))
 
