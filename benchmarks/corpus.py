@@ -1,8 +1,8 @@
 """A synthetic corpus of any size: the tables that the stages write, without a video, a microphone or a model.
 
 Lengths of videos follow Zipf's law, as those of a real channel do: many short ones, a few that last for hours.
-Everything depends on the seed alone. Used by the benchmarks of loading (load.py), of the report (report.py) and of
-Snakemake's cost (workflow.py).
+Everything depends on the seed alone. Used by the benchmarks of loading (load.py) and of the report (report.py);
+Snakemake's cost (workflow.py) depends on the number of videos only.
 
     python benchmarks/corpus.py --points 300000 --results /tmp/corpus/results --transcripts --downloads
 """

@@ -12,6 +12,7 @@ import pytest
 from conftest import BIN, ROOT
 
 from benchmarks.workflow import cuepoint_project, write_list
+from cuepoint import scheduling
 from cuepoint.layout import Layout
 from cuepoint.ledger import Tally, write_ledger
 from cuepoint.plan import Run, read_plan
@@ -208,3 +209,10 @@ def test_the_ledger_is_written_in_pieces(tmp_path):
     tracemalloc.stop()
     assert tally.statuses == {"waiting": 20_000}
     assert peak < 12e6  # 5 MB of it the list itself; all rows together take 30 MB
+
+
+def test_another_snakemake_schedules_as_it_does(monkeypatch):
+    monkeypatch.setattr(scheduling, "version", lambda _: "9.28.0")
+    scheduling.show_few(untouched := object())
+    assert type(untouched) is object
+    assert f"snakemake=={scheduling._TRIED} " in (ROOT / "requirements.txt").read_text()

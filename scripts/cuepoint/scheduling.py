@@ -8,9 +8,14 @@ its list, but draws at random: early shards would not come first, and a GPU job 
 """
 
 import heapq
+import logging
+from importlib.metadata import version
 from itertools import count
 from typing import Any
 
+log = logging.getLogger("snakemake.logging")
+
+_TRIED = "9.27.1"  # what follows changes parts of Snakemake that are not public: another version schedules as it does
 _DEFAULT_RATE = (100, 1)  # jobs, seconds: what Snakemake sets when nobody has asked for a limit
 
 
@@ -19,6 +24,9 @@ def show_few(scheduler: Any) -> None:
 
     A rate limit that somebody asked for stays. To be called before the first job, in `onstart`.
     """
+    if version("snakemake") != _TRIED:
+        log.warning("Cuepoint's shorter scheduling is for Snakemake %s: very long lists take more time now", _TRIED)
+        return
     limit = scheduler.job_rate_limiter
     if limit and (limit.max_jobs, limit.timespan) == _DEFAULT_RATE:
         scheduler.job_rate_limiter = None

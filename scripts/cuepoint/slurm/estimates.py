@@ -17,9 +17,10 @@ _SMALLEST_SPEED = 0.5
 _WEIGHTS = {"tiny": 200, "base": 300, "small": 1000, "distil": 3000, "turbo": 3300, "medium": 3100, "large": 6200}
 
 _START_MINUTES = 15  # imports, model from a cold shared file system, waiting for a lock
-_BASE_MB = 4000  # CUDA's host memory, libraries, and the two Snakemakes of about 130 MB each around every job
-_MB_PER_HOUR = 230  # one hour of decoded audio: 16,000 float32 a second
-_DECODED_AT_ONCE = 4  # videos that wait decoded while one is transcribed, each taken to be as long as the longest
+# CUDA's host memory, libraries, clips that wait (2.5 MB each), and the two Snakemakes of about 130 MB around every job.
+_BASE_MB = 4000
+_MB_PER_HOUR = 11  # of a video: the audio is read in blocks, what it says is kept (benchmarks/asr.md, 12 hours)
+_VIDEOS_AT_ONCE = 8  # at most, each taken to be as long as the longest
 
 
 def audio_lengths(receipts: Iterable[str | Path]) -> list[float]:
@@ -48,8 +49,8 @@ def transcribe_minutes(
 def transcribe_memory(lengths: Iterable[float], settings: TranscribeSettings, attempt: int = 1) -> int:
     """Host memory in MB to ask for, for audio of `lengths` seconds; more for each further `attempt`."""
     longest_hours = max(lengths, default=0.0) / 3600
-    decoded = (1 + _DECODED_AT_ONCE) * longest_hours * _MB_PER_HOUR
-    return attempt * (_BASE_MB + _weights(settings.model) + round(decoded))
+    kept = _VIDEOS_AT_ONCE * longest_hours * _MB_PER_HOUR
+    return attempt * (_BASE_MB + _weights(settings.model) + round(kept))
 
 
 def _guessed_speed(settings: TranscribeSettings) -> float:
