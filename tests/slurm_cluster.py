@@ -15,7 +15,8 @@ import signal
 import socket
 import subprocess
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,10 +109,12 @@ CREATE USER IF NOT EXISTS slurm@'%' IDENTIFIED BY 'slurm';
 GRANT ALL ON slurm_acct_db.* TO slurm@'%';
 """
 
-# Runs at the start of each job step, in its environment: which devices SLURM has given to it.
+# Runs at the start of each job step, in its environment: which devices SLURM has given to it. Waits while jobs are
+# held.
 TASK_PROLOG = """\
 #!/bin/sh
 echo "$SLURM_JOB_ID $SLURMD_NODENAME ${{CUDA_VISIBLE_DEVICES-none}}" >> {directory}/devices
+while [ -e {directory}/hold ]; do sleep 0.2; done
 """
 
 # Wrappers that stand before the real commands on the PATH. The plugin starts `srun` without SLURM_CONF, which a cluster
@@ -232,6 +235,15 @@ class Cluster:
     def stop_accounting(self) -> None:
         """Stop slurmdbd: jobs go on and can be submitted, `sacct` fails."""
         self._stop("slurmdbd")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Jobs that start in the block are running and do nothing before its end."""
+        (self.directory / "hold").touch()
+        try:
+            yield
+        finally:
+            (self.directory / "hold").unlink()
 
     def cancel_all(self) -> None:
         """Cancel all jobs and wait until they are gone."""

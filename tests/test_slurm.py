@@ -223,13 +223,13 @@ def kill_all(processes):
             process.kill()
 
 
-def freeze(cluster, job, request):
-    """Stop a running job's processes, so that it does not end by itself."""
+def freeze(cluster, job):
+    """Stop a running job's processes, so that it does not end by itself; returns them, to be killed at last."""
     found = cluster.wait_until(lambda: processes_of(job), "the job's processes")
-    request.addfinalizer(lambda: kill_all(found))
     for process in found:
         with suppress(psutil.NoSuchProcess):
             process.suspend()
+    return found
 
 
 def resume(cluster, node):
@@ -252,7 +252,8 @@ def rough_run(cluster, site, tmp_path_factory, request):
             pass  # so that all of them start at the same time
         cluster.slurm("scancel", str(job_of(cluster, project, "transcribe_wildcards_00000").id))
         stuck = job_of(cluster, project, "transcribe_wildcards_00001")
-        freeze(cluster, stuck, request)
+        suspended = freeze(cluster, stuck)
+        request.addfinalizer(lambda: kill_all(suspended))
         cluster.slurm("scontrol", "update", f"JobId={stuck.id}", "TimeLimit=1")
         failed = doomed.snakemake(*SQUEUE, check=False, timeout=TIMEOUT)
         job_of(cluster, project, "transcribe_wildcards_00002", "COMPLETED")
@@ -390,12 +391,13 @@ def test_temporary_files_go_to_the_scratch_of_the_node(site_run):
             assert re.search(rf"SLURM job {job.id} on .*, temporary files in \S*/scratch-{job.id}$", logs, re.MULTILINE)
 
 
-def take_node(cluster, node):
-    """Submit a job that preempts all GPU jobs of a node for a moment."""
+def preempt(cluster, job):
+    """Submit a job that preempts all GPU jobs of a running job's node, and see that one go."""
     cluster.slurm(
-        "sbatch", "--partition=urgent", f"--nodelist={node}", f"--gpus={len(NODES[node])}", "--output=/dev/null",
-        "--wrap", "sleep 1",
+        "sbatch", "--partition=urgent", "--nodes=1", f"--nodelist={job.node}", f"--gpus={len(NODES[job.node])}",
+        "--output=/dev/null", "--wrap", "true",
     )  # fmt: skip
+    cluster.wait_until(lambda: next(now for now in cluster.jobs() if now.id == job.id).state != "RUNNING", "preemption")
 
 
 @pytest.fixture(scope="module")
@@ -413,29 +415,22 @@ def outage_run(cluster, site, tmp_path_factory):
     with project.running() as (snakemake, output):
         cluster.wait_until(Layout(project.results).slurm_runs.exists, "start of the run")
         cluster.stop_controller()
-        cluster.wait_until(
-            lambda: "jobs are submitted when it is back" in output.read_text(), "a job that waits", TIMEOUT
-        )
-        cluster.start_controller()
+        waiting = "jobs are submitted when it is back"
+        cluster.wait_until(lambda: waiting in output.read_text(), "a job that waits", TIMEOUT)
+        with cluster.held():
+            cluster.start_controller()
+            cluster.slurm("scancel", str(job_of(cluster, project, "transcribe_wildcards_00001").id))
+            preempt(cluster, job_of(cluster, project, "transcribe_wildcards_00000"))
 
-        first = job_of(cluster, project, "transcribe_wildcards_00000")
-        cluster.slurm("scancel", str(job_of(cluster, project, "transcribe_wildcards_00001").id))
-        take_node(cluster, first.node)
+        cluster.stop_accounting()
+        known = cluster.asked_in_vain()
         cluster.wait_until(
-            lambda: job_of(cluster, project, "transcribe_wildcards_00000").restarts, "a job that was requeued", TIMEOUT
+            lambda: cluster.asked_in_vain() >= known + 8, "an outage longer than the plugin's default bears", TIMEOUT
         )
-        with queueing(cluster, project, "spot", 2):
-            cluster.stop_accounting()
-            known = cluster.asked_in_vain()
-            cluster.wait_until(
-                lambda: cluster.asked_in_vain() >= known + 8,
-                "an outage longer than the plugin's default bears",
-                TIMEOUT,
-            )
-            job_of(cluster, project, "transcribe_wildcards_00000", "COMPLETED")
+        job_of(cluster, project, "transcribe_wildcards_00000", "COMPLETED")
+        with cluster.held():
             cluster.start_accounting()
-        embedding = job_of(cluster, project, "embed_wildcards_all-MiniLM-L6-v2_00000")
-        take_node(cluster, embedding.node)
+            preempt(cluster, job_of(cluster, project, "embed_wildcards_all-MiniLM-L6-v2_00000"))
         snakemake.wait(TIMEOUT)
     assert snakemake.returncode == 0, output.read_text()[-6000:]
     return project, cluster.jobs(project.directory), output.read_text()
