@@ -373,6 +373,8 @@ def measure_accuracy(options: Options) -> None:
     }
     sides = ("sequential", "batched", "stage")
     print(f"| recordings | {' | '.join(sides)} |\n|---|---|---|---|")
+    all_said: list[str] = []
+    all_heard: list[list[str]] = [[] for _ in sides]
     for name, recordings in sets.items():
         with tempfile.TemporaryDirectory() as folder:
             files = [Path(folder, f"file-{number:03d}.mka") for number in range(len(recordings))]
@@ -380,7 +382,15 @@ def measure_accuracy(options: Options) -> None:
                 write_opus(path, (recording.audio.clip(-1, 1) * 32767).astype(np.int16))
             said = [normalise(recording.text) for recording in recordings]
             heard = [list(map(normalise, measure(side, files, options)["text"])) for side in sides]
-        print(f"| {name} | {' | '.join(f'{jiwer.wer(said, texts):.2%}' for texts in heard)} |", flush=True)
+        _print_error_rates(name, said, heard)
+        all_said += said
+        for texts, more in zip(all_heard, heard, strict=True):
+            texts.extend(more)
+    _print_error_rates("all", all_said, all_heard)
+
+
+def _print_error_rates(name: str, said: list[str], heard: list[list[str]]) -> None:
+    print(f"| {name} | {' | '.join(f'{jiwer.wer(said, texts):.2%}' for texts in heard)} |", flush=True)
 
 
 def _samples(path: Path) -> np.ndarray:
