@@ -471,7 +471,7 @@ def test_models_are_fetched_once_before_all_jobs_ctrl_c_cancels_and_a_forgotten_
     project.configure(transcribe={"model": "demo/tiny", "language": "en", "beam_size": 1})
     with Hub("demo/tiny", ROOT / "demo" / "asr-model") as hub:
         project.environment |= {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "cache")}
-        with project.running(*SQUEUE) as (first, _):
+        with project.running(*SQUEUE) as (first, _), cluster.held():
             cluster.wait_until(lambda: cluster.jobs(project.directory), "a job", TIMEOUT)
             assert hub.fetched["model.bin"] == 1
             job_of(cluster, project, "transcribe")
@@ -480,9 +480,10 @@ def test_models_are_fetched_once_before_all_jobs_ctrl_c_cancels_and_a_forgotten_
         (cancelled,) = cluster.jobs(project.directory)
         assert job_of(cluster, project, "transcribe", "CANCELLED").id == cancelled.id
         with project.running(*SQUEUE) as (second, output):
-            job_of(cluster, project, "transcribe")
-            cluster.stop_controller()
-            cluster.start_controller("-c")  # with its memory gone
+            with cluster.held():
+                job_of(cluster, project, "transcribe")
+                cluster.stop_controller()
+                cluster.start_controller("-c")  # with its memory gone
             second.wait(TIMEOUT)
         assert second.returncode == 0, output.read_text()[-6000:]
         assert "is not known any more and does not come back" in output.read_text()
