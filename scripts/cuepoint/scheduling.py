@@ -1,10 +1,10 @@
 """Snakemake's scheduler, made affordable with very many ready jobs.
 
-After each job that ends, Snakemake weighs all jobs that could start: with 10,000 ready downloads this took longer than
-the process of a job. And its default rate limit (100 jobs a second, which no stage here comes near) makes it look again
-a second after each look, for ever. What it chooses in the end are the jobs of highest priority that the resources
-allow, so it is enough to show it of each rule the few that could run at once. (`--scheduler-subsample` also shortens
-its list, but draws at random: early shards would not come first, and a GPU job would wait to be drawn.)
+After each job that ends, Snakemake weighs all jobs that could start, so that a job costs the more the longer the list
+is (benchmarks/workflow.md). And its default rate limit (100 jobs a second, which no stage here comes near) makes it
+look again a second after each look, for ever. What it chooses in the end are the jobs of highest priority that the
+resources allow, so it is enough to show it of each rule the few that could run at once. (`--scheduler-subsample` also
+shortens its list, but draws at random: early shards would not come first, and a GPU job would wait to be drawn.)
 """
 
 import heapq

@@ -30,7 +30,7 @@ VAD: dict[str, Any] = {
 # Shorter pauses stay in a clip, as in faster-whisper's sequential mode (its VAD joins speech across 2 s): without them
 # sentences run into one another, and more words are wrong (benchmarks/asr.md).
 PAUSE = 2 * RATE
-NOTHING = np.empty(0, np.int16)
+_NOTHING = np.empty(0, np.int16)
 BLOCK = 100 * RATE  # samples that the VAD sees at a time: about 90 MB inside it (300 s: 200 MB)
 # Speech that ends this close to the end of what is read may go on in the next block: longer than the VAD's own
 # silence and padding together.
@@ -175,8 +175,8 @@ class Speech:
 def find_speech(blocks: Iterable[np.ndarray]) -> Iterator[Stretch]:
     """Stretches of speech, none longer than a clip, in blocks of (n,) int16."""
     options = VadOptions(**VAD)
-    offset, pending = 0, NOTHING
-    quiet = NOTHING  # what came after the last stretch and is not pending any more
+    offset, pending = 0, _NOTHING
+    quiet = _NOTHING  # what came after the last stretch and is not pending any more
     for block, last in _mark_last(blocks):
         pending = np.concatenate([pending, block])
         found = get_speech_timestamps(pending.astype(np.float32) / 32768, options)
@@ -184,10 +184,10 @@ def find_speech(blocks: Iterable[np.ndarray]) -> Iterator[Stretch]:
         done = [stretch for stretch in found if stretch["end"] <= sure]
         heard = 0
         for stretch in done:
-            start, heard, before = stretch["start"], stretch["end"], heard
-            pause = np.concatenate([quiet, pending[before:start]])
-            yield Stretch(offset + start, pending[start:heard].copy(), pause if len(pause) <= PAUSE else NOTHING)
-            quiet = NOTHING
+            start, end = stretch["start"], stretch["end"]
+            pause = np.concatenate([quiet, pending[heard:start]])
+            quiet, heard = _NOTHING, end
+            yield Stretch(offset + start, pending[start:end].copy(), pause if len(pause) <= PAUSE else _NOTHING)
         rest = found[len(done)]["start"] if len(done) < len(found) else max(sure, 0)
         quiet = np.concatenate([quiet, pending[heard:rest]])[: PAUSE + 1]
         offset, pending = offset + rest, pending[rest:]
