@@ -4,6 +4,7 @@ Nothing in the code under test knows of it. `tests/kill_matrix.py` puts this dir
 directory of its own in CUEPOINT_WATCH, which holds
 
 - `events.jsonl`: what was done, one line each: who (`pid`), in which stage, which point was reached, about what;
+- `main`: the process ID of the latest run's main process;
 - `kill.json`: the kills to come, one after the other: at which point (`stage`, `point`, `nth` time since the last),
   whom (`tree`, `snakemake` or `script`), and the `signal`.
 
@@ -70,7 +71,7 @@ def reached(stage, point, about):
 
 
 def _is_due(stage, point):
-    if (WATCH / "pinned").exists():
+    if (WATCH / "pinned").exists() or _is_orphan():
         return False
     with alone():
         plan = next(iter(_kills()), {})
@@ -80,6 +81,11 @@ def _is_due(stage, point):
         number = 1 + (len(counter.read_bytes()) if counter.exists() else 0)
         counter.write_bytes(b"." * number)
         return number == plan["nth"]
+
+
+def _is_orphan():
+    """Whether this process outlived its run: the kills to come are for the next run, which it does not belong to."""
+    return os.environ[MAIN] != (WATCH / "main").read_text()
 
 
 def _kills():
@@ -372,7 +378,9 @@ class Watcher(importlib.abc.MetaPathFinder):
 if WATCH.is_dir():
     is_snakemake = any(Path(text).name == "snakemake" for text in sys.orig_argv[:3])
     if is_snakemake:
-        os.environ.setdefault(MAIN, str(os.getpid()))
+        if MAIN not in os.environ:
+            os.environ[MAIN] = str(os.getpid())
+            (WATCH / "main").write_text(os.environ[MAIN])
     if MAIN in os.environ and (is_snakemake or SCRIPT):
         patches = {name: [patch] for name, patch in POINTS.items()}
         if broken := os.environ.get("CUEPOINT_WATCH_BREAK"):
