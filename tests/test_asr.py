@@ -285,7 +285,7 @@ def test_each_clip_of_a_mixed_video_has_its_own_language_whatever_else_is_in_the
 def _with_batches_of(size):
     """Batches that mix videos, as on a GPU, on this machine's CPU."""
 
-    def mixed(videos, caches, layout, settings, *, files, **_):
+    def mixed(videos, caches, settings, *, files, **_):
         engine = engines.load(files, settings, None, workers=1)
 
         def finish(video, parts):

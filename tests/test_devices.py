@@ -1,6 +1,7 @@
 """GPUs: seen through the driver, leased one to a job. There is no GPU here, so the driver is a stand-in in C."""
 
 import ctypes
+import os
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,6 @@ import pytest
 from cuepoint import devices
 from cuepoint.devices import Gpu, lease
 from cuepoint.errors import EnvironmentFault
-from cuepoint.layout import Layout
 
 PAIR = [Gpu(0, "GPU-a", "first", 2**30), Gpu(1, "GPU-b", "second", 2**30)]
 
@@ -29,8 +29,7 @@ HOLDER = """
 import sys
 from pathlib import Path
 from cuepoint.devices import Gpu, lease
-from cuepoint.layout import Layout
-with lease(Layout(Path(sys.argv[1])), [Gpu(0, "GPU-a", "first", 2**30), Gpu(1, "GPU-b", "second", 2**30)]) as gpu:
+with lease([Gpu(0, "GPU-a", "first", 2**30), Gpu(1, "GPU-b", "second", 2**30)], Path(sys.argv[1])) as gpu:
     print(gpu.uuid, flush=True)
     sys.stdin.read()
 """
@@ -65,11 +64,11 @@ def test_gpus_are_what_the_driver_shows(tmp_path, monkeypatch):
 
 
 def test_two_jobs_get_two_gpus_and_the_third_waits_for_an_orphan_to_end(tmp_path):
-    layout = Layout(tmp_path)
-    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    leases = tmp_path / "leases"
+    command = [sys.executable, "-c", HOLDER, str(leases)]
     orphan = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert orphan.stdout.readline() == "GPU-a\n"
-    with lease(layout, PAIR) as second:
+    with lease(PAIR, leases) as second:
         assert second.uuid == "GPU-b"
         third = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -79,6 +78,13 @@ def test_two_jobs_get_two_gpus_and_the_third_waits_for_an_orphan_to_end(tmp_path
         orphan.wait()
         assert third.stdout.readline() == "GPU-a\n"
         third.communicate()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs a directory of another user")
+def test_leases_that_another_user_prepared_are_not_used(tmp_path):
+    os.chown(tmp_path, 12345, -1)
+    with pytest.raises(EnvironmentFault, match="user 12345's: have it removed"), lease(PAIR, tmp_path):
+        pass
 
 
 def test_a_missing_cuda_library_is_named_with_the_package_that_brings_it(monkeypatch):

@@ -7,6 +7,7 @@ interpreted here, and neither torch nor CTranslate2 is needed to know whether th
 import ctypes
 import importlib.util
 import logging
+import os
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -17,12 +18,14 @@ from pathlib import Path
 from typing import Literal
 
 from cuepoint.errors import EnvironmentFault, LockedError
-from cuepoint.layout import Layout
 from cuepoint.locks import hold
 
 log = logging.getLogger(__name__)
 
 DRIVER = "libcuda.so.1"
+# All runs on a machine share its GPUs, so the leases are not among one run's results; nor under TMPDIR, which a cluster
+# may make anew for each job. Each user has a directory: what one user's jobs write, no other user can prepare.
+LEASES = Path("/tmp") / f"cuepoint-gpu-{os.getuid()}"
 _POLL = 0.5  # seconds between looks for a free GPU
 # What CTranslate2 opens by name when it first runs on a GPU, after what that needs. (Its wheels need no cuDNN.)
 _LIBRARIES = ("libcublasLt.so.12", "libcublas.so.12")
@@ -67,21 +70,25 @@ def choose(wanted: Literal["auto", "cuda", "cpu"]) -> Literal["cuda", "cpu"]:
 
 
 @contextmanager
-def lease(layout: Layout, among: Sequence[Gpu] | None = None) -> Iterator[Gpu]:
+def lease(among: Sequence[Gpu] | None = None, leases: Path = LEASES) -> Iterator[Gpu]:
     """Hold one of the GPUs (all visible ones by default) for the block; waits while others hold them all.
 
-    The lease is the kernel's: it ends with the process, and the orphan of a killed run keeps its GPU to itself.
+    The lease is the kernel's: it ends with the process, and the orphan of a killed run keeps its GPU to itself. It
+    counts for all runs of this user on this machine, whatever their results directory.
     """
     among = gpus() if among is None else among
     if not among:
         raise EnvironmentFault("there is no GPU to lease: CUDA shows none to this process")
+    leases.mkdir(mode=0o700, exist_ok=True)
+    if (owner := leases.lstat().st_uid) != os.getuid():
+        raise EnvironmentFault(f"the GPUs' leases belong into {leases}, which is user {owner}'s: have it removed")
     with ExitStack() as held:
-        gpu = _first_free(layout, among, held)
+        gpu = _first_free(leases, among, held)
         if gpu is None:
             log.warning("all %d GPUs are leased to other jobs: waiting for one of them", len(among))
         while gpu is None:
             time.sleep(_POLL)
-            gpu = _first_free(layout, among, held)
+            gpu = _first_free(leases, among, held)
         log.info("GPU %d: %s, %.0f GiB, %s", gpu.index, gpu.name, gpu.memory / 2**30, gpu.uuid)
         yield gpu
 
@@ -118,11 +125,11 @@ def _gpu(driver: ctypes.CDLL, index: int) -> Gpu:
     return Gpu(index=index, uuid=f"{kind}-{uuid.UUID(bytes=bytes(identity))}", name=text, memory=memory.value)
 
 
-def _first_free(layout: Layout, among: Sequence[Gpu], held: ExitStack) -> Gpu | None:
+def _first_free(leases: Path, among: Sequence[Gpu], held: ExitStack) -> Gpu | None:
     """Lease the first free GPU into `held`; None when other processes hold them all."""
     for gpu in among:
         with suppress(LockedError):
-            held.enter_context(hold(layout.lock("gpu", gpu.uuid), f"GPU {gpu.index}", wait=False))
+            held.enter_context(hold(leases / f"{gpu.uuid}.lock", f"GPU {gpu.index}", wait=False))
             return gpu
     return None
 

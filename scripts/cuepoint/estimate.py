@@ -110,7 +110,7 @@ def read_corpus(settings: Settings, layout: Layout, hours: float | None = None) 
 
 
 def estimate_embedding(
-    name: str, corpus: Corpus, settings: Settings, layout: Layout, *, threads: int, seconds: float, peak: float
+    name: str, corpus: Corpus, settings: Settings, *, threads: int, seconds: float, peak: float
 ) -> EmbeddingEstimate:
     """Time the configured model `name` for about `seconds`; `peak` in operations a second.
 
@@ -129,7 +129,7 @@ def estimate_embedding(
     ]
     if not chunks:
         raise DataError("the transcripts hold no text")
-    with devices.lease(layout) if device == "cuda" else nullcontext() as gpu:
+    with devices.lease() if device == "cuda" else nullcontext() as gpu:
         embedder.load(gpu.index if gpu else 0)
         speed = measure(
             embedder.encode_passages,
@@ -161,9 +161,7 @@ def least_seconds(name: str, corpus: Corpus, settings: Settings, peak: float) ->
     return 2 * weights * TOKENS_PER_WORD * words * corpus.seconds / corpus.transcribed / peak
 
 
-def transcription_rate(
-    settings: TranscribeSettings, audio: Sequence[Path], layout: Layout, *, threads: int, seconds: float
-) -> float:
+def transcription_rate(settings: TranscribeSettings, audio: Sequence[Path], *, threads: int, seconds: float) -> float:
     """Seconds of audio that are transcribed in a second, measured for about `seconds` on the files in `audio`.
 
     Raises DataError when there is no speech in them, and the errors of the transcribe stage.
@@ -195,7 +193,7 @@ def transcription_rate(
     done: list[float] = []
     turn = threading.Lock()
     waiting = groups()
-    with devices.lease(layout) if on_gpu else nullcontext() as gpu:
+    with devices.lease() if on_gpu else nullcontext() as gpu:
         engine = load(find_model(settings), settings, gpu, workers=threads)
         begin = time.perf_counter()
         deadline = begin + seconds

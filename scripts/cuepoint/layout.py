@@ -87,7 +87,7 @@ class Layout:
         return self.state / "cache" / "models" / fingerprint
 
     def lock(self, kind: str, name: str) -> Path:
-        """The lock file of one thing of a kind (run, video, shard, model, gpu, collection)."""
+        """The lock file of one thing of a kind (run, video, shard, model, collection)."""
         folder = self.state / "locks" / kind
         return (folder / prefix(name) if kind in {"video", "shard"} else folder) / f"{name}.lock"
 

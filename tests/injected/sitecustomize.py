@@ -377,10 +377,9 @@ class Watcher(importlib.abc.MetaPathFinder):
 
 if WATCH.is_dir():
     is_snakemake = any(Path(text).name == "snakemake" for text in sys.orig_argv[:3])
-    if is_snakemake:
-        if MAIN not in os.environ:
-            os.environ[MAIN] = str(os.getpid())
-            (WATCH / "main").write_text(os.environ[MAIN])
+    if is_snakemake and MAIN not in os.environ:
+        os.environ[MAIN] = str(os.getpid())
+        (WATCH / "main").write_text(os.environ[MAIN])
     if MAIN in os.environ and (is_snakemake or SCRIPT):
         patches = {name: [patch] for name, patch in POINTS.items()}
         if broken := os.environ.get("CUEPOINT_WATCH_BREAK"):

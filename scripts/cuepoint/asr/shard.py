@@ -67,7 +67,7 @@ def transcribe_shard(
         if receipt not in lost
     ]
     if videos_to_do:
-        _transcribe(videos_to_do, caches, layout, settings, files=files, threads=threads, telemetry=telemetry)
+        _transcribe(videos_to_do, caches, settings, files=files, threads=threads, telemetry=telemetry)
     if lost:
         _ask_again(lost, layout)
     _write_tables(receipts, caches, settings, files, transcripts=transcripts, videos=videos)
@@ -139,7 +139,6 @@ def _ask_again(lost: Sequence[Receipt], layout: Layout) -> None:
 def _transcribe(
     videos: Sequence[Video],
     caches: dict[str, Path],
-    layout: Layout,
     settings: TranscribeSettings,
     *,
     files: ModelFiles,
@@ -150,7 +149,7 @@ def _transcribe(
     with ExitStack() as held:
         gpu = None
         if devices.choose(settings.device) == "cuda":
-            gpu = held.enter_context(devices.lease(layout))
+            gpu = held.enter_context(devices.lease())
             if telemetry:
                 telemetry.watch_gpu(gpu.uuid)
         with telemetry.phase("load_model") if telemetry else nullcontext():

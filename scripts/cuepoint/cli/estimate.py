@@ -8,7 +8,6 @@ import typer
 from cuepoint.cli.options import ConfigFiles, Directory, read_settings
 from cuepoint.durations import duration
 from cuepoint.errors import ConfigError, CuepointError
-from cuepoint.layout import Layout
 from cuepoint.settings import Settings
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ def estimate(
         f"passages {corpus.transcripts_from}\n"
         f"On {where}: matrix products at {_si(peak)}FLOP/s\n"
     )
-    timing = _Timing(corpus, settings, layout, threads, seconds / (len(names) + asr))
+    timing = _Timing(corpus, settings, threads, seconds / (len(names) + asr))
     rows, took, notes, transcribing = [], {}, [], None
     for name in names:
         row, found = timing.embedding(name, peak)
@@ -73,7 +72,6 @@ class _Timing:
 
     corpus: "Corpus"
     settings: Settings
-    layout: Layout
     threads: int
     seconds: float  # of timing a model
 
@@ -82,7 +80,7 @@ class _Timing:
 
         try:
             found = estimate_embedding(
-                name, self.corpus, self.settings, self.layout, threads=self.threads, seconds=self.seconds, peak=peak
+                name, self.corpus, self.settings, threads=self.threads, seconds=self.seconds, peak=peak
             )
         except CuepointError as error:
             least = least_seconds(name, self.corpus, self.settings, peak)
@@ -106,9 +104,7 @@ class _Timing:
         if not self.corpus.audio:
             return (name, "not timed: no audio is here yet; `snakemake downloads` brings some, Ctrl-C ends it"), None
         try:
-            rate = transcription_rate(
-                settings, self.corpus.audio, self.layout, threads=self.threads, seconds=self.seconds
-            )
+            rate = transcription_rate(settings, self.corpus.audio, threads=self.threads, seconds=self.seconds)
         except CuepointError as error:
             return (name, f"not timed: {error}"), None
         took = self.corpus.seconds / rate

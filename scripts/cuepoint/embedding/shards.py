@@ -74,7 +74,7 @@ def embed_shard(
     missing = {video_id: of_video for video_id, of_video in segments.items() if video_id not in known}
     log.info("%d videos with speech, %d of them in the cache", len(segments), len(known))
     if missing:
-        with _loaded(embedder, layout, telemetry):
+        with _loaded(embedder, telemetry):
             for video, vectors in _embed(missing, caches, chunking, embedder, telemetry):
                 known[video.video_id] = table = _table(video, vectors, schema)
                 write_table(video.cache, table, schema, settings=provenance, revision=files.revision)
@@ -134,9 +134,9 @@ def _cached(path: Path, schema: pa.Schema, model: EmbeddingModel) -> pa.Table | 
 
 
 @contextmanager
-def _loaded(embedder: Embedder, layout: Layout, telemetry: Telemetry | None) -> Iterator[None]:
+def _loaded(embedder: Embedder, telemetry: Telemetry | None) -> Iterator[None]:
     """The weights loaded and, on a GPU, the GPU leased for the block."""
-    with devices.lease(layout) if embedder.device == "cuda" else nullcontext() as gpu:
+    with devices.lease() if embedder.device == "cuda" else nullcontext() as gpu:
         if gpu and telemetry:
             telemetry.watch_gpu(gpu.uuid)
         with _phase(telemetry, "load_model"):
