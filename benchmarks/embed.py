@@ -29,7 +29,7 @@ import pyarrow as pa
 import torch
 
 from cuepoint.embedding import Embedder, embed_shard, open_model
-from cuepoint.embedding.engines import OpenVinoEngine, batches
+from cuepoint.embedding.engines import CPU_BATCH_TOKENS, INT8_GROUP, OpenVinoEngine, batches
 from cuepoint.embedding.exported import import_openvino, load_sentence_transformer
 from cuepoint.embedding.location import locate
 from cuepoint.embedding.quality import compare
@@ -207,11 +207,15 @@ def nncf_int8(embedder: Embedder, work: Path, threads: int) -> Encode:
         openvino = import_openvino()
         whole = openvino.Core().read_model(embedder._exported.path / "model.xml")
         openvino.save_model(nncf.compress_weights(whole), graph, compress_to_fp16=False)
-    engine = OpenVinoEngine(graph, threads)
+    return by_openvino(embedder, OpenVinoEngine(graph, threads))
+
+
+def by_openvino(embedder: Embedder, engine: OpenVinoEngine, tokens: int = CPU_BATCH_TOKENS, one_length=True) -> Encode:
+    """An engine on batches of so many tokens, by default as Cuepoint takes them."""
 
     def encode(texts: Sequence[str]) -> np.ndarray:
         vectors = np.empty((len(texts), embedder.dimension), np.float32)
-        for batch, found in engine.run(batches(embedder.tokenize(texts), engine.batch_tokens, engine.one_length)):
+        for batch, found in engine.run(batches(embedder.tokenize(texts), tokens, one_length)):
             vectors[batch.numbers] = found
         return vectors
 
@@ -331,6 +335,49 @@ def compare_models(arguments: argparse.Namespace, layout: Layout) -> None:
             print(row(f"{name} | {engine}", found), flush=True)
 
 
+def compare_choices(arguments: argparse.Namespace, layout: Layout) -> None:
+    """What the OpenVINO engine's constants were chosen by; each passage comes eight times, so that batches fill up."""
+    threads = arguments.threads
+
+    def opened(dtype: str) -> tuple[Embedder, Path]:
+        model = MINILM.model_copy(update={"dtype": dtype})
+        begin = time.perf_counter()
+        embedder = open_model(model, EmbeddingSettings(), layout, device="cpu", threads=threads)
+        print(f"{dtype}: opened (exported, if for the first time) in {time.perf_counter() - begin:.1f} s")
+        return embedder, embedder._exported.path / "model.xml"
+
+    print()
+    embedder, graph = opened("auto")
+    _, int8 = opened("int8")
+    texts = passages(arguments.texts, embedder.count_tokens) * 8
+    engine = OpenVinoEngine(graph, threads)
+    variants = {
+        f"{CPU_BATCH_TOKENS:,} tokens a batch (default)": by_openvino(embedder, engine),
+        "one text a batch": by_openvino(embedder, engine, 1),
+        "4,096 tokens": by_openvino(embedder, engine, 4096),
+        "16,384 tokens": by_openvino(embedder, engine, 16384),
+        f"{CPU_BATCH_TOKENS:,} tokens, padded": by_openvino(embedder, engine, one_length=False),
+        "bfloat16": by_openvino(embedder, OpenVinoEngine(graph, threads, INFERENCE_PRECISION_HINT="bf16")),
+    } | {
+        f"int8, groups of {group}": by_openvino(
+            embedder, OpenVinoEngine(int8, threads, DYNAMIC_QUANTIZATION_GROUP_SIZE=group)
+        )
+        for group in (INT8_GROUP, 2 * INT8_GROUP)
+    }
+    vectors = {name: encode(texts) for name, encode in variants.items()}
+    reference = next(iter(vectors.values()))
+    seconds, peak = in_turns(variants, texts, arguments, arguments.rounds)
+    lengths = embedder.count_tokens(texts)
+    print("\n| all-MiniLM-L6-v2 | texts/s | speed | least cosine | largest difference |\n|---|---|---|---|---|")
+    for (name, found), measured in zip(
+        vectors.items(), figures(seconds, lengths, arithmetic(locate(MINILM)), peak), strict=True
+    ):
+        cosine, difference = compare(found, reference).least_cosine, np.abs(found - reference).max()
+        print(
+            f"| {name} | {measured.texts:.1f} | {measured.ratio:.2f}x | {cosine:.6f} | {difference:.1e} |", flush=True
+        )
+
+
 def compare_half_precision(arguments: argparse.Namespace, layout: Layout) -> None:
     """What half precision does to vectors: in torch on a CPU, which rounds as a GPU does."""
     texts = passages(arguments.texts, open_model(MINILM, EmbeddingSettings(), layout).count_tokens)
@@ -389,6 +436,7 @@ def main() -> None:
     parts = {
         "engines": compare_engines,
         "models": compare_models,
+        "choices": compare_choices,
         "half": compare_half_precision,
         "stage": time_stage,
     }

@@ -79,7 +79,8 @@ class OpenVinoEngine:
     one_length = True
     batch_tokens = CPU_BATCH_TOKENS
 
-    def __init__(self, graph: Path, threads: int) -> None:
+    def __init__(self, graph: Path, threads: int, **other: str | int | bool) -> None:
+        """`other` options of OpenVINO's CPU device than these: for benchmarks."""
         openvino = import_openvino()
         options = {
             "PERFORMANCE_HINT": "THROUGHPUT",
@@ -88,6 +89,7 @@ class OpenVinoEngine:
             "INFERENCE_PRECISION_HINT": "f32",  # the default is bfloat16 where the CPU has it
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": INT8_GROUP,  # of what int8 weights are multiplied with
             "ENABLE_CPU_PINNING": False,  # jobs beside this one would be pinned to the same cores
+            **other,
         }
         try:
             compiled = openvino.Core().compile_model(graph, "CPU", options)

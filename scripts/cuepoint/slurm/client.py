@@ -52,8 +52,9 @@ def ask(*command: str) -> str:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
     except FileNotFoundError:
         raise EnvironmentFault(
-            f"an earlier run over these results used SLURM, and {command[0]} is not on the PATH here: start the "
-            "workflow on the cluster, or, if its jobs have surely ended, delete .state/slurm-runs in the results"
+            f"{command[0]} is not on the PATH here, and this run, or an earlier one over these results, uses SLURM: "
+            "start the workflow on the cluster; if an earlier run's jobs have surely ended, delete .state/slurm-runs "
+            "in the results"
         ) from None
     except subprocess.TimeoutExpired:
         raise EnvironmentFault(f"SLURM does not answer ({command[0]} took over {_SECONDS:.0f} s)") from None
