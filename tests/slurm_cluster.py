@@ -57,9 +57,9 @@ SwitchType=switch/none
 MpiDefault=none
 LaunchParameters=disable_send_gids
 MailProg=/bin/true
-# Jobs over their memory are killed, and over their time two seconds after SIGTERM.
+# Jobs over their memory are killed within a second or so, and over their time two seconds after SIGTERM.
 JobAcctGatherType=jobacct_gather/linux
-JobAcctGatherFrequency=task=2
+JobAcctGatherFrequency=task=1
 JobAcctGatherParams=OverMemoryKill
 KillWait=2
 {accounting}

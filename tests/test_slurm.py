@@ -330,7 +330,7 @@ def site_run(cluster, site, tmp_path_factory):
                 "constraint": MODELS["n1"],
                 "gpu_model": MODELS["n1"],
                 "tmpdir": f"'{project.directory}/scratch-$SLURM_JOB_ID'",
-                "mem_mb": "300 if attempt == 1 and wildcards.shard == '00001' else 4000 * attempt",
+                "mem_mb": "200 if attempt == 1 and wildcards.shard == '00001' else 4000 * attempt",
             },
             "embed": {"gres": "gpu:1", "gpu": 0, "slurm_extra": "'--nice=100'"},
         },
@@ -353,7 +353,7 @@ def test_downloads_and_load_on_nodes_lead_to_the_same_bytes(few, site_run):
 def test_a_job_out_of_memory_is_tried_again_with_more(site_run):
     project, jobs = site_run
     first, second = tries(jobs, "transcribe_wildcards_00001")
-    assert (first.state, first.memory, second.state, second.memory) == ("FAILED", 300, "COMPLETED", 8000)
+    assert (first.state, first.memory, second.state, second.memory) == ("FAILED", 200, "COMPLETED", 8000)
     (log,) = project.files(f"logs/slurm/*/*/{first.id}.log").values()
     assert b"exceeded memory limit" in log
 
