@@ -210,7 +210,9 @@ def nncf_int8(embedder: Embedder, work: Path, threads: int) -> Encode:
     return by_openvino(embedder, OpenVinoEngine(graph, threads))
 
 
-def by_openvino(embedder: Embedder, engine: OpenVinoEngine, tokens: int = CPU_BATCH_TOKENS, one_length=True) -> Encode:
+def by_openvino(
+    embedder: Embedder, engine: OpenVinoEngine, tokens: int = CPU_BATCH_TOKENS, one_length: bool = True
+) -> Encode:
     """An engine on batches of so many tokens, by default as Cuepoint takes them."""
 
     def encode(texts: Sequence[str]) -> np.ndarray:
